@@ -3,7 +3,8 @@
     DiscreetError
     ├── InputError                what the user gave is wrong            exit code 2
     │   ├── ConfigError           a setting of RUN.yaml or SITE.yaml
-    │   └── DataError             a file, a row, a model or a folder
+    │   ├── DataError             a file, a row, a model or a folder
+    │   └── LedgerError           a ledger that cannot be trusted or written
     ├── RefusedError              policy or budget says no               exit code 3
     │   └── BudgetExceededError   the ledger's ceiling would be passed
     ├── NonFiniteUpdateError      local training diverged                exit code 2
@@ -45,6 +46,10 @@ class ConfigError(InputError):
 
 class DataError(InputError):
     """A file, a row or a folder is not what the settings say it is."""
+
+
+class LedgerError(InputError):
+    """A ledger is broken, of another data set, or cannot be written: nothing may be trained."""
 
 
 class RefusedError(DiscreetError):

@@ -10,6 +10,7 @@ Checks are written so that NaN fails: every comparison with NaN is false.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from pathlib import Path
 from typing import Annotated, Literal
@@ -57,7 +58,7 @@ class LinearModel(Section):
 
     kind: Literal["linear"] = "linear"
     buckets: Annotated[int, Field(ge=2, le=2**22)] = 2**14
-    ngrams: Annotated[int, Field(ge=1, le=5)] = 2
+    ngrams: Annotated[int, Field(ge=1, le=5)] = 1
 
 
 class BagModel(Section):
@@ -260,12 +261,12 @@ class SimulationConfig(Section):
 
     Attributes:
         data: The corpus that is dealt out.
-        num_sites: Number of sites; none with `partition.kind: field` takes one per value.
+        num_sites: Number of sites; none with `partition.kind: field` takes all owners of 2 rows.
         partition: How rows are dealt.
         clean: Cleaning at every site.
         scrub: Scrubbing at every site.
         policy: Policy of every site; none allows just what the plan asks for.
-        sites: Per-site overrides, by site name (`site-0000`, or the field's value).
+        sites: Per-site overrides, by site name (`site-0000`, `site-0001`, ...).
         max_threads: Sites trained at the same time; none lets the program decide.
     """
 
@@ -319,7 +320,7 @@ class Plan(Section):
         content = self.model_dump(mode="json", exclude={"evaluation", "simulation"})
         return orjson.dumps(content, option=orjson.OPT_SORT_KEYS)
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 of `shared_json`, in hexadecimal: what a site approves."""
         return hashlib.sha256(self.shared_json()).hexdigest()

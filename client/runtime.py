@@ -1,0 +1,157 @@
+"""One site at work: its ledger, its prepared text, and what it answers to a server's task.
+
+All that must survive is on disk in the site's state folder: the ledger, the scrubbed text,
+and the last update. If the server asks for the same round of the same weights again (it
+crashed, or the connection broke), the same update is sent: one release, one debit.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from discreet.client.outbox import Outbox
+from discreet.client.policy import check_policy
+from discreet.client.prepare import PreparedTexts
+from discreet.client.training import Round, debit_round, new_model, randomness_for, train_round
+from discreet.common.config import plan_from_json
+from discreet.common.errors import (
+    DataError,
+    DiscreetError,
+    NonFiniteUpdateError,
+    RefusalCode,
+    RefusedError,
+)
+from discreet.common.models import TextModel
+from discreet.common.plan import Plan, TokensConfig
+from discreet.common.site import Site
+from discreet.common.tokens import Examples, Tokenizer
+from discreet.common.update import ClippedUpdate
+from discreet.common.wire import TrainTask
+from discreet.privacy.ledger import Ceiling, Ledger
+
+_log = logging.getLogger(__name__)
+_thread = threading.local()
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a site sends for a round.
+
+    Attributes:
+        update: The clipped update.
+        dtype: Number format on the wire.
+        num_examples: The site's size where plan and policy ask for it, else none.
+    """
+
+    update: ClippedUpdate
+    dtype: str
+    num_examples: int | None
+
+
+class SiteRuntime:
+    """A site that answers tasks.
+
+    Args:
+        site: The site's settings.
+        texts: Gives its prepared texts; called when the first task of a plan needs them.
+    """
+
+    def __init__(self, site: Site, texts: Callable[[], PreparedTexts]) -> None:
+        self.site = site
+        self.ceiling = Ceiling(epsilon=site.policy.epsilon, delta=site.policy.delta)
+        self._texts = texts
+        self._examples: tuple[str, Examples] | None = None
+        site.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.ledger = Ledger.open(site.state_dir / "ledger.sqlite", data_set=site.name)
+        self._outbox = Outbox(site.state_dir / "outbox")
+
+    def close(self) -> None:
+        """Close the ledger."""
+        self.ledger.close()
+
+    def answer(self, task: TrainTask) -> Answer | RefusalCode:
+        """Answer one task, or say by a code why not. Never raises, never explains.
+
+        The reason of a refusal is written to this site's log, in public words only.
+        """
+        try:
+            return self._train(task)
+        except RefusedError as error:
+            code, reason = error.code, str(error)
+        except NonFiniteUpdateError as error:
+            code, reason = RefusalCode.DIVERGED, str(error)
+        except DataError as error:
+            code, reason = RefusalCode.DATA, str(error)
+        except DiscreetError as error:
+            code, reason = RefusalCode.PLAN, str(error)
+        except Exception as error:
+            # A bug's message may quote what it choked on: its class has to do.
+            code, reason = RefusalCode.INTERNAL, type(error).__name__
+        _log.warning("site %s refuses (%s): %s", self.site.name, code, reason)
+        return code
+
+    def _train(self, task: TrainTask) -> Answer:
+        plan = _parse_plan(task.plan_json)
+        check_policy(plan, self.site.policy)
+        examples = self._examples_for(plan)
+        size = len(examples) if plan.federation.weights == "declared" else None
+        asked = Round(task.run, task.round_number)
+        key = f"{plan.fingerprint}/{asked.run}/{asked.number}/{task.weights_sha256}"
+        bound = plan.federation.update_clipping_norm
+        update = self._outbox.load(key=key, clipping_norm=bound)
+        if update is None:
+            debit_round(self.ledger, plan, asked, self.ceiling)
+            randomness = randomness_for(plan, self.site.name, asked)
+            model = _model_of_thread(plan)
+            update = train_round(model, task.weights, examples, plan, randomness)
+            self._outbox.save(update, key=key)
+        return Answer(update, plan.federation.update_dtype, size)
+
+    def _examples_for(self, plan: Plan) -> Examples:
+        if self._examples is None or self._examples[0] != plan.fingerprint:
+            self._examples = (plan.fingerprint, encode_texts(self._texts(), plan))
+        return self._examples[1]
+
+
+def encode_texts(prepared: PreparedTexts, plan: Plan) -> Examples:
+    """Tokens and labels of a site's texts, as the plan says.
+
+    Raises:
+        DataError: If a text has no label, or one that the plan does not have.
+    """
+    number = {label: i for i, label in enumerate(plan.task.labels)}
+    labels = [number.get(label or "", -1) for label in prepared.labels]
+    if -1 in labels:
+        raise DataError(
+            f"task.labels has {len(number)} labels, but {labels.count(-1)} of the site's "
+            f"{len(labels)} texts have another label or none: complete task.labels"
+        )
+    return load_tokenizer(plan).encode(prepared.texts, labels)
+
+
+def load_tokenizer(plan: Plan) -> Tokenizer:
+    """The plan's tokenizer, read once a process."""
+    return _tokenizer(plan.tokens.model_dump_json())
+
+
+@functools.lru_cache(maxsize=4)
+def _tokenizer(config: str) -> Tokenizer:
+    return Tokenizer.load(TokensConfig.model_validate_json(config))
+
+
+@functools.lru_cache(maxsize=16)
+def _parse_plan(content: bytes) -> Plan:
+    return plan_from_json(content)
+
+
+def _model_of_thread(plan: Plan) -> TextModel:
+    # Sites of one process take turns with one model a thread: a task replaces its weights.
+    kept: tuple[str, TextModel] | None = getattr(_thread, "model", None)
+    if kept is None or kept[0] != plan.fingerprint:
+        kept = (plan.fingerprint, new_model(plan, load_tokenizer(plan).vocabulary_size))
+        _thread.model = kept
+    return kept[1]

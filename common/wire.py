@@ -1,0 +1,239 @@
+"""What crosses between server and client, as Flower records.
+
+The server sends `task` (version, run, round, plan, hash) and `weights`; a client answers with
+`reply` (version, code, hash) and, unless it refuses, `update`. Those are all the fields that
+leave a client: none of them depends on its text except the clipped update.
+
+Tensors of a NumPy type travel in Flower's own array format, so Flower's strategies can read
+them; bfloat16, which NumPy lacks, travels as raw 16-bit words under a serialization type of
+our own. The hash covers names, types, shapes and bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+# Flower reports its use and looks for updates unless told not to, and reads this at import.
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+from discreet.common.errors import DataError, RefusalCode
+from discreet.common.update import ClippedUpdate, Update, Weights
+
+PROTOCOL_VERSION = 1
+"""Raised whenever a field changes its meaning; both sides refuse another one."""
+
+_NUMPY = "numpy.ndarray"
+_BFLOAT16 = "discreet.bfloat16"
+_DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TrainTask:
+    """What the server asks of a client in one round.
+
+    Attributes:
+        run: Identifier of the run.
+        round_number: Round of the run, from 1.
+        plan_json: `Plan.shared_json` of the plan.
+        weights: The weights to start from.
+        weights_sha256: Hash of those weights, checked.
+    """
+
+    run: str
+    round_number: int
+    plan_json: bytes
+    weights: Weights
+    weights_sha256: str
+
+
+def encode_tensors(tensors: Mapping[str, torch.Tensor]) -> ArrayRecord:
+    """Pack named tensors of any shape, float64 / float32 / float16 / bfloat16."""
+    return ArrayRecord({name: _encode_tensor(tensor) for name, tensor in tensors.items()})
+
+
+def decode_tensors(record: ArrayRecord) -> dict[str, torch.Tensor]:
+    """Unpack what `encode_tensors` packed.
+
+    Raises:
+        DataError: If a type is not allowed, or bytes and shape do not agree.
+    """
+    return {name: _decode_array(name, array) for name, array in record.items()}
+
+
+def tensors_sha256(record: ArrayRecord) -> str:
+    """SHA-256 over names, types, shapes and bytes, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(record):
+        array = record[name]
+        digest.update(repr((name, array.dtype, array.shape, array.stype)).encode())
+        digest.update(array.data)
+    return digest.hexdigest()
+
+
+def num_bytes(content: RecordDict) -> int:
+    """Bytes of all tensors in a message: what the network has to carry."""
+    records = content.array_records.values()
+    return sum(len(array.data) for record in records for array in record.values())
+
+
+def train_content(
+    arrays: ArrayRecord, *, run: str, round_number: int, plan_json: bytes
+) -> RecordDict:
+    """The message that asks for one round of training."""
+    task = ConfigRecord(
+        {
+            "version": PROTOCOL_VERSION,
+            "run": run,
+            "round": round_number,
+            "plan": plan_json,
+            "sha256": tensors_sha256(arrays),
+        }
+    )
+    return RecordDict({"task": task, "weights": arrays})
+
+
+def read_task(content: RecordDict) -> TrainTask:
+    """Read and check what `train_content` made.
+
+    Raises:
+        DataError: If the version, a field or the hash is not what it must be.
+    """
+    task, arrays = _records(content, "task", "weights")
+    _check_version(task)
+    run, number, plan = task.get("run"), task.get("round"), task.get("plan")
+    if not (isinstance(run, str) and isinstance(number, int) and isinstance(plan, bytes)):
+        raise DataError("the server's task lacks run, round or plan: is it another program?")
+    digest = _check_hash(task, arrays)
+    return TrainTask(run, number, plan, Weights(decode_tensors(arrays)), digest)
+
+
+def reply_content(
+    update: ClippedUpdate, *, dtype: str, num_examples: int | None = None
+) -> RecordDict:
+    """The message that carries a clipped update.
+
+    Args:
+        update: Parameter name -> tensor.
+        dtype: `float32` or `bfloat16`: number format on the wire.
+        num_examples: The site's size, a private number: only where plan and policy ask for it.
+    """
+    arrays = encode_tensors({name: t.to(_DTYPES[dtype]) for name, t in update.items()})
+    reply = ConfigRecord(
+        {"version": PROTOCOL_VERSION, "code": "", "sha256": tensors_sha256(arrays)}
+    )
+    if num_examples is not None:
+        reply["num_examples"] = num_examples
+    return RecordDict({"reply": reply, "update": arrays})
+
+
+def refusal_content(code: RefusalCode) -> RecordDict:
+    """The message of a client that sends no update: a code, and no word from inside."""
+    reply = ConfigRecord({"version": PROTOCOL_VERSION, "code": str(code), "sha256": ""})
+    return RecordDict({"reply": reply})
+
+
+def read_reply(content: RecordDict) -> Update | RefusalCode:
+    """Read and check a client's answer.
+
+    Returns:
+        The update, whose norm nobody has checked yet, or why there is none.
+
+    Raises:
+        DataError: If the version, a field or the hash is not what it must be.
+    """
+    reply = content.config_records.get("reply")
+    if reply is None:
+        raise DataError("a client's answer has no reply record: is it another program?")
+    _check_version(reply)
+    if code := reply.get("code"):
+        if not isinstance(code, str) or code not in set(RefusalCode):
+            raise DataError("a client's answer has an unknown refusal code")
+        return RefusalCode(code)
+    _, arrays = _records(content, "reply", "update")
+    _check_hash(reply, arrays)
+    return Update(decode_tensors(arrays))
+
+
+def declared_size(content: RecordDict) -> int:
+    """The size that a client declared in its answer.
+
+    Raises:
+        DataError: If it declared none, or one that is not a whole number above 0.
+    """
+    size = content.config_records["reply"].get("num_examples")
+    if not (isinstance(size, int) and size > 0):
+        raise DataError("a client's answer declares no size, which federation.weights asks for")
+    return size
+
+
+def _records(content: RecordDict, config: str, arrays: str) -> tuple[ConfigRecord, ArrayRecord]:
+    if config not in content.config_records or arrays not in content.array_records:
+        raise DataError(f"a message lacks its {config} or {arrays} record")
+    return content.config_records[config], content.array_records[arrays]
+
+
+def _check_version(record: ConfigRecord) -> None:
+    if record.get("version") != PROTOCOL_VERSION:
+        raise DataError(
+            f"protocol version must be {PROTOCOL_VERSION}, got {record.get('version')!r}: "
+            "install the same version of discreet on both sides"
+        )
+
+
+def _check_hash(record: ConfigRecord, arrays: ArrayRecord) -> str:
+    digest = tensors_sha256(arrays)
+    if record.get("sha256") != digest:
+        raise DataError("the tensors of a message do not match its hash: it was damaged")
+    return digest
+
+
+def _encode_tensor(tensor: torch.Tensor) -> Array:
+    tensor = tensor.detach().cpu().contiguous()
+    shape = tuple(tensor.shape)
+    if tensor.dtype == torch.bfloat16:
+        data = tensor.view(torch.int16).numpy().tobytes()
+        return Array("bfloat16", shape, _BFLOAT16, data)
+    values = tensor.numpy()
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(values))
+    # One join copies the tensor once; numpy.save into a buffer copies it twice.
+    data = b"".join((header.getvalue(), values.data.cast("B") if values.size else b""))
+    return Array(str(values.dtype), shape, _NUMPY, data)
+
+
+def _decode_array(name: str, array: Array) -> torch.Tensor:
+    if array.dtype not in _DTYPES:
+        raise DataError(f"tensor {name!r}: type {array.dtype!r} is not allowed")
+    try:
+        if array.stype == _BFLOAT16:
+            words = np.frombuffer(array.data, dtype=np.int16).reshape(array.shape)
+            return torch.from_numpy(words.copy()).view(torch.bfloat16)
+        return torch.from_numpy(_read_numpy(array))
+    except (ValueError, EOFError) as error:
+        raise DataError(f"tensor {name!r}: its bytes and its shape do not agree") from error
+
+
+def _read_numpy(array: Array) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
+    stream = io.BytesIO(array.data)
+    if array.stype != _NUMPY or np.lib.format.read_magic(stream) != (1, 0):
+        raise ValueError("not in Flower's array format")
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+    if shape != tuple(array.shape) or str(dtype) != array.dtype or fortran:
+        raise ValueError("the header disagrees with the record")
+    values = np.frombuffer(array.data, dtype=dtype, offset=stream.tell())
+    # Copied: a tensor over the message's read-only bytes could be written to in silence.
+    return values.reshape(shape).copy()

@@ -1,0 +1,1 @@
+"""What bounds a text's influence: scrubbing, clipping, noise, accounting, the ledger."""

@@ -1,0 +1,1 @@
+"""The aggregation server: rounds, averaging, measuring, checkpoints, reports."""
