@@ -30,9 +30,7 @@ def make_client_app(runtime_of: Callable[[Context], SiteRuntime]) -> ClientApp:
         answer = runtime_of(context).answer(task)
         if isinstance(answer, RefusalCode):
             return Message(refusal_content(answer), reply_to=message)
-        content = reply_content(
-            answer.update, dtype=answer.dtype, num_examples=answer.num_examples
-        )
+        content = reply_content(answer.update, dtype=answer.dtype, num_examples=answer.num_examples)
         return Message(content, reply_to=message)
 
     return app

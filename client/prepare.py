@@ -18,8 +18,9 @@ from discreet.client.source import TextSource
 from discreet.common.errors import DataError
 from discreet.common.site import Site
 from discreet.privacy.scrub import ScrubbedText, ScrubReport
+from discreet.privacy.scrub_pool import ScrubPool
 from discreet.privacy.seal import derived_key, private_folder, seal, site_key, unseal, write_private
-from discreet.privacy.store import ScrubbedStore, ScrubPool
+from discreet.privacy.store import ScrubbedStore
 
 MIN_EXAMPLES = 2
 """A site with fewer texts is refused: an average over one text is that text."""
@@ -130,8 +131,8 @@ def _unseal(site: Site, path: Path, content: bytes) -> bytes:
 
 
 def _to_parquet(texts: Sequence[ScrubbedText], summary: dict[str, dict[str, int]]) -> bytes:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
     columns = {
         "text": pa.array([text.text for text in texts], pa.string()),

@@ -17,6 +17,7 @@ from discreet.client.outbox import Outbox
 from discreet.client.policy import check_policy
 from discreet.client.prepare import PreparedTexts
 from discreet.client.training import Round, debit_round, new_model, randomness_for, train_round
+from discreet.common.blame import place_of
 from discreet.common.config import plan_from_json
 from discreet.common.errors import (
     DataError,
@@ -25,7 +26,7 @@ from discreet.common.errors import (
     RefusalCode,
     RefusedError,
 )
-from discreet.common.models import TextModel
+from discreet.common.layers import TextModel
 from discreet.common.plan import Plan, TokensConfig
 from discreet.common.site import Site
 from discreet.common.tokens import Examples, Tokenizer
@@ -89,8 +90,7 @@ class SiteRuntime:
         except DiscreetError as error:
             code, reason = RefusalCode.PLAN, str(error)
         except Exception as error:
-            # A bug's message may quote what it choked on: its class has to do.
-            code, reason = RefusalCode.INTERNAL, type(error).__name__
+            code, reason = RefusalCode.INTERNAL, place_of(error)
         _log.warning("site %s refuses (%s): %s", self.site.name, code, reason)
         return code
 

@@ -9,7 +9,8 @@ import hashlib
 from dataclasses import dataclass
 
 from discreet.common.classification import per_example_loss
-from discreet.common.models import TextModel, build_model, load_weights, weights_of
+from discreet.common.layers import TextModel
+from discreet.common.models import build_model, load_weights, weights_of
 from discreet.common.plan import Plan
 from discreet.common.tokens import Examples
 from discreet.common.update import ClippedUpdate, Weights, subtract

@@ -83,7 +83,7 @@ def clean(
 
     Of repeats the first stands, whatever the labels. Boilerplate is learned from the first
     `WINDOW_DOCUMENTS` texts. Memory beyond them: for each text kept, some 100 bytes with
-    `duplicates: exact`, some 5 kB with `near`.
+    `duplicates: exact`, some 6 kB with `near`.
 
     Args:
         texts: The texts of one site.

@@ -135,11 +135,20 @@ def read_corpus(config: CorpusConfig, report: CorpusReport | None = None) -> Ite
             field, is binary or not known to be in some encoding; on the first bad row
             if `config.strict`; at the end if no row was kept.
     """
-    files = _find(config)
+    files = _found(config)
     return _read(files, config, CorpusReport() if report is None else report)
 
 
-def _find(config: CorpusConfig) -> list[CorpusFile]:
+def corpus_files(config: CorpusConfig) -> list[Path]:
+    """The files of a corpus, in the order in which they are read.
+
+    Raises:
+        DataError: If there is none.
+    """
+    return [file.path for file in _found(config)]
+
+
+def _found(config: CorpusConfig) -> list[CorpusFile]:
     if not config.path.startswith(EMBEDDED_PREFIX):
         return find_files(config)
     path = embedded_path(config.path.removeprefix(EMBEDDED_PREFIX))

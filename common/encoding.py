@@ -42,6 +42,11 @@ _SIGNATURES: Final = (
     (b"\xff\xd8\xff", "an image"),
 )
 
+# Python's own forms of text, which read backslashes and dashes as characters.
+_NOT_FOR_FILES: Final = frozenset(
+    ["idna", "punycode", "raw-unicode-escape", "undefined", "unicode-escape", "unicode_escape"]
+)
+
 
 def _mark_broken(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeDecodeError):
@@ -88,9 +93,11 @@ def _decode(sample: bytes, encoding: str) -> str:
 
 def _checked(wanted: str) -> str:
     try:
-        b"".decode(wanted)
-        codecs.getincrementaldecoder(wanted)
-    except (LookupError, UnicodeError, TypeError, ValueError) as error:
+        if codecs.lookup(wanted).name in _NOT_FOR_FILES:
+            raise LookupError
+        b"text".decode(wanted, "ignore")  # refuses codecs that make no text, such as hex
+        codecs.getincrementaldecoder(wanted)(BROKEN_HANDLER).decode(b"\xff\xfe", final=True)
+    except (LookupError, ValueError) as error:
         raise DataError(
             f"encoding: must be a text encoding that Python knows, got {wanted!r}: "
             f"usual ones are utf-8, utf-16-le, gb18030, cp1252, latin-1"

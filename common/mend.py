@@ -20,6 +20,11 @@ from discreet.common.site import CleanConfig
 _MAX_PASSES: Final = 8
 """Repairs can uncover one another (`&amp;lt;`); each pass shortens the text, a few are enough."""
 
+# Of a text far longer than `max_chars` only the beginning is mended: repairs take some seconds
+# for ten million characters, nearly all of which would be cut off.
+_MIN_LOOKED_AT: Final = 1 << 20
+_LOOKED_AT_FACTOR: Final = 8
+
 # Nothing in such a text is ever repaired: most text takes this way.
 _UNSUSPICIOUS: Final = re.compile(r"[^&<\x00-\x08\x0b-\x1f\x7f-\U0010ffff]*\Z")
 _ENTITY: Final = re.compile(
@@ -27,6 +32,7 @@ _ENTITY: Final = re.compile(
 )
 # In one step: an ampersand escaped a million times would otherwise take a million passes.
 _NESTED_AMPERSAND: Final = re.compile(r"&(?:amp;)+")
+_TERMINAL_ESCAPE: Final = re.compile("\x1b\\[[0-9;]*[a-zA-Z]")
 _INVISIBLE: Final = re.compile(
     # Control characters but tab and line ends; soft hyphen, zero-width space, directional
     # marks, word joiner, byte-order mark. The zero-width joiners stay: they shape
@@ -69,9 +75,11 @@ def mend(text: str, config: CleanConfig) -> Mended:
         The mended text, with one space between words, at most one blank line
         between lines and none at the ends.
     """
-    if _UNSUSPICIOUS.match(text):
-        return _cut(Mended(even_space(text)), config)
-    prepared = _prepared(Mended(text), config)
+    looked_at = max(_MIN_LOOKED_AT, _LOOKED_AT_FACTOR * config.max_chars)
+    begin = Mended(text[:looked_at], is_cut=len(text) > looked_at)
+    if _UNSUSPICIOUS.match(begin.text):
+        return _cut(Mended(even_space(begin.text), is_cut=begin.is_cut), config)
+    prepared = _prepared(begin, config)
     mended = prepared
     for _ in range(_MAX_PASSES):
         mended = _cut(_repaired(prepared, config), config)
@@ -90,14 +98,14 @@ def _prepared(mended: Mended, config: CleanConfig) -> Mended:
         text = html_to_text(text)
         was_html = True
     if config.unicode:
-        visible = _INVISIBLE.sub("", _unescaped(text))
+        visible = _INVISIBLE.sub("", _TERMINAL_ESCAPE.sub("", _unescaped(text)))
         is_repaired = is_repaired or visible != text
         text = visible
     return Mended(even_space(text), is_repaired, was_html, mended.is_cut)
 
 
 def _repaired(mended: Mended, config: CleanConfig) -> Mended:
-    if not config.unicode or (mended.text.isascii() and "\x1b" not in mended.text):
+    if not config.unicode or mended.text.isascii():
         return mended
     text = even_space(_INVISIBLE.sub("", _composed(_without_mojibake(mended.text))))
     is_repaired = mended.is_repaired or text != mended.text
@@ -151,6 +159,7 @@ def _without_mojibake(text: str) -> str:
         fix_character_width=False,
         uncurl_quotes=False,
         fix_line_breaks=False,
+        remove_terminal_escapes=False,
         remove_control_chars=False,
         normalization=None,
         explain=False,

@@ -54,7 +54,7 @@ def text_digest(text: str) -> bytes:
 
 
 class NearDuplicates:
-    """The texts seen so far, by MinHash signatures (some 5 kB of memory each).
+    """The texts seen so far, by MinHash signatures (some 6 kB of memory each).
 
     Args:
         threshold: Jaccard similarity from which two texts are near-duplicates, > 0 and <= 1.

@@ -56,8 +56,8 @@ def read_parquet(file: CorpusFile, config: CorpusConfig) -> Iterator[Row | Broke
 
 
 def _rows(stream: object, config: CorpusConfig, name: str) -> Iterator[Row | BrokenRow]:
-    # The small buffer makes Arrow read a column in pieces; it would take in whole row groups.
-    with pq.ParquetFile(stream, buffer_size=1 << 20) as table:
+    # Read in small pieces: by itself, Arrow takes whole row groups into memory beforehand.
+    with pq.ParquetFile(stream, buffer_size=1 << 20, pre_buffer=False) as table:
         require_fields(table.schema_arrow.names, config, name)
         columns = used_fields(config)
         number = 0

@@ -8,6 +8,7 @@ time, so that a streaming strategy holds one update. Sites run in threads where 
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import time
 from collections import deque
@@ -20,6 +21,10 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+
+from discreet.common.blame import place_of
+
+_log = logging.getLogger(__name__)
 
 _THREADS_PAY_SECONDS = 0.02
 """A task shorter than this spends its time in the interpreter, which runs one thread at once."""
@@ -158,6 +163,7 @@ class LocalGrid(Grid):
         )
         try:
             return self._app(message, context)
-        except Exception:
+        except Exception as error:
             # What went wrong inside a site stays there: the server learns that it failed.
+            _log.error("%s failed: %s", self._names[node], place_of(error))
             return Message(Error(code=0), reply_to=message)

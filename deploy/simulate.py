@@ -105,9 +105,7 @@ def simulate(
             resume=resume,
         )
         state = _train(grid, setup, progress)
-        summary = summarise(
-            plan, state, budgets=runtimes.budgets(), scrub=_scrub_summary(sites)
-        )
+        summary = summarise(plan, state, budgets=runtimes.budgets(), scrub=_scrub_summary(sites))
     save_model(run_dir, plan, load_tokenizer(plan), state.weights)
     write_tensorboard(run_dir, summary)
     write_report(run_dir, summary)

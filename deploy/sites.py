@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import orjson
@@ -21,7 +20,7 @@ from discreet.common.plan import Plan, SimulationConfig, SiteOverride
 from discreet.common.site import CorpusConfig, PolicyConfig, Site
 from discreet.deploy.partition import deal, site_name
 from discreet.deploy.progress import Progress
-from discreet.privacy.store import ScrubPool
+from discreet.privacy.scrub_pool import ScrubPool
 
 
 class SimulatedSites:

@@ -21,7 +21,6 @@ Source:
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
@@ -41,6 +40,7 @@ _LEAST_NOISE = 0.1
 _MOST_NOISE = 1e7
 _MOST_EPSILON = 500.0
 _RELATIVE_TOLERANCE = 1e-3
+_ROUNDING = 1e-15
 
 
 def epsilon_of(events: Sequence[DpSgdEvent], delta: float) -> float:
@@ -57,8 +57,7 @@ def epsilon_of(events: Sequence[DpSgdEvent], delta: float) -> float:
     Raises:
         InputError: If `delta` is out of range or NaN.
     """
-    if not 0 < delta < 1:
-        raise InputError(f"delta must be > 0 and < 1, got {delta}: 1e-5 is usual")
+    _check_delta(delta)
     return _epsilon_of(_merge(events), delta)
 
 
@@ -82,8 +81,13 @@ def solve_noise_multiplier(
     """
     if not 0 < epsilon < math.inf:
         raise InputError(f"epsilon must be a finite number > 0, got {epsilon}")
-    epsilon_of([DpSgdEvent(sample_rate, 1.0, num_steps)][:0], delta)  # refuses a wrong delta
+    _check_delta(delta)
     return _solve(epsilon, delta, sample_rate, num_steps)
+
+
+def _check_delta(delta: float) -> None:
+    if not 0 < delta < 1:
+        raise InputError(f"delta must be > 0 and < 1, got {delta}: 1e-5 is usual")
 
 
 @lru_cache(maxsize=256)
@@ -93,9 +97,8 @@ def _solve(epsilon: float, delta: float, sample_rate: float, num_steps: int) -> 
 
     # As if the loss of many steps were normal: close, and on the low side as often as not.
     step_mu = _largest(lambda mu: _gaussian_epsilon(mu, delta) <= epsilon) / math.sqrt(num_steps)
-    guess = 1 / math.sqrt(math.log1p((step_mu / sample_rate) ** 2))
-    if sample_rate == 1:
-        guess = 1 / step_mu
+    ratio = max(step_mu / sample_rate, 1e-9)
+    guess = 1 / ratio if sample_rate == 1 else 1 / math.sqrt(math.log1p(ratio * ratio))
     return _least_noise(spent, epsilon, guess)
 
 
@@ -107,7 +110,8 @@ def _least_noise(spent: Callable[[float], float], epsilon: float, guess: float) 
     """
     low, high = 0.0, math.inf
     noise, slope, last = guess, -1.2, (math.nan, math.nan)
-    for num_tries in itertools.count(1):
+    num_tries = 0
+    while high > low * (1 + _RELATIVE_TOLERANCE):
         if noise > _MOST_NOISE:
             raise InputError(
                 f"no noise multiplier up to {_MOST_NOISE:g} keeps epsilon within {epsilon}: "
@@ -115,8 +119,7 @@ def _least_noise(spent: Callable[[float], float], epsilon: float, guess: float) 
             )
         value = spent(noise)
         low, high = (low, noise) if value <= epsilon else (noise, high)
-        if high <= low * (1 + _RELATIVE_TOLERANCE):
-            break
+        num_tries += 1
         # Far off, epsilon may be 0 or infinite; there is no line through that.
         point = (math.log(noise), math.log(value / epsilon) if 0 < value < math.inf else math.nan)
         measured = (point[1] - last[1]) / (point[0] - last[0])
@@ -232,13 +235,13 @@ def _gaussian_epsilon(mu: float, delta: float) -> float:
 
 
 def _gaussian_delta(mu: float, epsilon: float) -> float:
-    """The least delta of the Gaussian mechanism (Balle & Wang 2018, theorem 8)."""
+    """Delta of the Gaussian mechanism, rounded up (Balle & Wang 2018, theorem 8)."""
     from scipy.special import log_ndtr  # type: ignore[import-untyped]
 
     # In logarithms: exp(epsilon) overflows where the chance beside it is long zero.
     first = float(log_ndtr(mu / 2 - epsilon / mu))
     second = epsilon + float(log_ndtr(-mu / 2 - epsilon / mu))
-    return math.exp(first) - math.exp(second)
+    return math.exp(first) - math.exp(second) + _ROUNDING
 
 
 def _largest(holds: Callable[[float], bool], high: float = 1e6) -> float:

@@ -7,7 +7,7 @@ changes every hash after it. Entry 0 holds the name of the data set.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -16,13 +16,16 @@ import orjson
 from discreet.common.errors import InputError, LedgerError
 from discreet.privacy.events import DpSgdEvent
 
-NO_HASH = "0" * 64
-"""What stands before entry 0."""
+COLUMNS = "seq, previous, hash, kind, run, round, sample_rate, noise_multiplier, num_steps, made_at"
 
 Row = tuple[int, str, str, str, str, int, float | None, float | None, int | None, str]
-"""An entry as it is stored: the columns of `COLUMNS`."""
+"""An entry as it is stored: the values of `COLUMNS`."""
 
-COLUMNS = "seq, previous, hash, kind, run, round, sample_rate, noise_multiplier, num_steps, made_at"
+Head = tuple[int, str]
+"""Number and hash of the last entry of a chain."""
+
+NO_HEAD: Head = (-1, "0" * 64)
+"""What stands before entry 0."""
 
 
 class EntryKind(StrEnum):
@@ -40,6 +43,7 @@ class LedgerEntry:
     Attributes:
         seq: Its number; 0 is the entry that names the data set.
         previous: Hash of the entry before, 64 hexadecimal digits.
+        hash: SHA-256 over everything else as a JSON array, in the order of `COLUMNS`.
         kind: What it records.
         run: The run that was debited; in entry 0 the data set.
         round_number: The round of that run; 0 in entry 0.
@@ -49,65 +53,61 @@ class LedgerEntry:
 
     seq: int
     previous: str
+    hash: str
     kind: EntryKind
     run: str
     round_number: int
     event: DpSgdEvent | None
     made_at: str
 
-    @property
-    def hash(self) -> str:
-        """SHA-256 over the content as a JSON array, in hexadecimal."""
-        row = self.row("")
-        return hashlib.sha256(orjson.dumps(row[:2] + row[3:])).hexdigest()
 
-    def row(self, own_hash: str) -> Row:
-        """The entry as it is stored, with `own_hash` in its place."""
-        # JSON writes a float in the fewest digits that read back to the very same float.
-        numbers = (None, None, None)
-        if self.event is not None:
-            event = self.event
-            numbers = (event.sample_rate, event.noise_multiplier, event.num_steps)
-        place = (self.kind.value, self.run, self.round_number)
-        return (self.seq, self.previous, own_hash, *place, *numbers, self.made_at)
+def row_of(entry: LedgerEntry) -> Row:
+    """The stored form of an entry; its hash is computed, whatever the entry says."""
+    # As floats: the same numbers must come back from the file, and be hashed the same.
+    rate = None if entry.event is None else float(entry.event.sample_rate)
+    noise = None if entry.event is None else float(entry.event.noise_multiplier)
+    num_steps = None if entry.event is None else entry.event.num_steps
+    place = (entry.kind.value, entry.run, entry.round_number)
+    row: Row = (entry.seq, entry.previous, "", *place, rate, noise, num_steps, entry.made_at)
+    return (*row[:2], hash_of(row), *row[3:])
 
 
-def entry_of(row: Row) -> LedgerEntry:
-    """Read a stored entry and check it against its own hash.
-
-    Raises:
-        LedgerError: If it was changed or damaged; names its number.
-    """
-    seq, previous, own_hash, kind, run, round_number, rate, noise, num_steps, made_at = row
-    broken = LedgerError(
-        f"ledger entry {seq} is broken: it does not match its hash. Find out who changed the "
-        "file; bring back a copy that verifies"
-    )
-    try:
-        private = EntryKind(kind) is EntryKind.DP_SGD
-        event = DpSgdEvent(rate, noise, num_steps) if private else None  # type: ignore[arg-type]
-    except (InputError, TypeError, ValueError):
-        raise broken from None
-    entry = LedgerEntry(seq, previous, EntryKind(kind), run, round_number, event, made_at)
-    if entry.row(own_hash) != row or entry.hash != own_hash:
-        raise broken
-    return entry
+def hash_of(row: Row) -> str:
+    """What the hash of a row must be, in hexadecimal."""
+    # JSON writes a float in the fewest digits that read back to the very same float.
+    return hashlib.sha256(orjson.dumps(row[:2] + row[3:])).hexdigest()
 
 
-def check_chain(rows: Iterable[Row]) -> None:
-    """Walk a ledger from entry 0 on.
+def follow(rows: Iterable[Row], head: Head) -> Iterator[Row]:
+    """Walk the rows after `head`, checking each before it is handed on.
 
     Raises:
         LedgerError: Names the first entry that is changed, missing or out of place.
     """
-    head = NO_HASH
-    for place, row in enumerate(rows):
-        if row[0] != place or row[1] != head:
+    seq, last_hash = head
+    for row in rows:
+        seq += 1
+        if row[0] != seq or row[1] != last_hash or row[2] != hash_of(row):
             raise LedgerError(
-                f"ledger entry {place} is broken: it does not follow the entry before. Find out "
-                "who changed the file; bring back a copy that verifies"
+                f"ledger entry {seq} is broken: it is missing, changed or out of place. Find "
+                "out who changed the file, and bring back a copy that verifies"
             )
-        entry_of(row)
-        head = row[2]
-    if head == NO_HASH:
-        raise LedgerError("ledger entry 0 is missing: the file is empty or was cut off")
+        last_hash = row[2]
+        yield row
+
+
+def entry_of(row: Row) -> LedgerEntry:
+    """A checked row, readable.
+
+    Raises:
+        LedgerError: If it holds what this program never writes, though its hash is right.
+    """
+    seq, previous, own_hash, kind, run, round_number, rate, noise, num_steps, made_at = row
+    event = None
+    try:
+        if EntryKind(kind) is EntryKind.DP_SGD:
+            # None fails here: an event that is not there must not count as free.
+            event = DpSgdEvent(rate, noise, num_steps)  # type: ignore[arg-type]
+    except (InputError, TypeError, ValueError) as error:
+        raise LedgerError(f"ledger entry {seq} is broken: {error}") from error
+    return LedgerEntry(seq, previous, own_hash, EntryKind(kind), run, round_number, event, made_at)

@@ -30,6 +30,7 @@ from discreet.privacy.factored import (
     LayerGradients,
     LinearGradients,
     Sampler,
+    grad_of,
     layer_norm_gradients,
     sampled_gradients,
 )
@@ -78,20 +79,24 @@ class PerExampleClipper:
 
     Raises:
         UnsupportedModelError: If a trained parameter is in a layer of another kind, in two
-            layers or in half precision, or the model has BatchNorm or nothing to train.
+            layers or in half precision, the model has BatchNorm or nothing to train, or
+            torch is set to multiply float32 matrices in fewer digits.
     """
 
     def __init__(self, model: nn.Module, clipping_norm: float) -> None:
         self._clipping_norm = clipping_norm
-        self._layers: list[_Layer] = []
-        self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._is_watching = True
         self._is_verified = False
-        for name, module in _checked_layers(model):
-            layer = _Layer(name, _trained_in(module), _formula_of(name, module), [])
-            self._layers.append(layer)
-            hook = partial(self._record, layer)
-            self._handles.append(module.register_forward_hook(hook))
+        modules = _checked_layers(model)
+        # All layers before the first hook: a refused model stays as it was.
+        self._layers = [
+            _Layer(name, _trained_in(module), _formula_of(name, module), [])
+            for name, module in modules
+        ]
+        self._handles = [
+            module.register_forward_hook(partial(self._record, layer))
+            for layer, (_, module) in zip(self._layers, modules, strict=True)
+        ]
 
     def __enter__(self) -> PerExampleClipper:
         return self
@@ -138,8 +143,7 @@ class PerExampleClipper:
         with torch.no_grad():
             for layer in self._layers:
                 for parameter in layer.parameters:
-                    if parameter.grad is None:
-                        parameter.grad = torch.zeros_like(parameter)
+                    grad_of(parameter)
             if parts:
                 self._add_clipped(losses, parts)
 
@@ -240,13 +244,19 @@ def _check_formats(owners: Mapping[nn.Parameter, str]) -> None:
             f"{sorted(map(str, formats)) or 'none to train'}: noise is lost in fewer digits; use "
             f"autocast for speed"
         )
+    if torch.get_float32_matmul_precision() != "highest":
+        raise UnsupportedModelError(
+            "torch's float32 matmul precision must be 'highest', or norms are off by a "
+            "thousandth: call torch.set_float32_matmul_precision('highest')"
+        )
 
 
 def _formula_of(name: str, module: nn.Module) -> _Formula:
     """What turns the calls of a layer into its per-example gradients."""
     has_own_forward = "forward" in vars(module)
     names = {n for n, p in module.named_parameters(recurse=False) if p.requires_grad}
-    if not has_own_forward and names <= {"weight", "bias"}:
+    is_plain = isinstance(getattr(module, "weight", None), nn.Parameter)
+    if is_plain and not has_own_forward and names <= {"weight", "bias"}:
         # By the forward function, not the class: a subclass may compute something else.
         forward = type(module).forward
         if isinstance(module, nn.Linear) and forward is nn.Linear.forward:

@@ -23,7 +23,10 @@ from discreet.common.errors import ConfigError, DataError
 from discreet.common.site import ScrubConfig
 
 MAX_TEXT_CHARS = 1_000_000
-"""Longer texts are refused: some twenty seconds of searching on one core."""
+"""Longer texts are refused: this is some twenty seconds of searching on one core."""
+
+MAX_TEXT_SECONDS = 60.0
+"""A text that takes longer is given up: some are a hundred times slower than prose."""
 
 _EVERYWHERE = (
     "CREDIT_CARD",
@@ -61,7 +64,8 @@ class Failure(StrEnum):
     TOO_LONG = "too long"
     NOT_UNICODE = "not valid unicode"
     RECOGNIZER = "a recognizer failed"
-    WORKER = "the worker died or took too long"
+    TOO_SLOW = "took too long"
+    WORKER = "the worker died or hung"
 
 
 class DetectionError(DataError):

@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import threading
+import time
 import unicodedata
 import warnings
 from collections.abc import Callable, Iterator
@@ -23,6 +24,8 @@ from contextvars import ContextVar
 os.environ["TLDEXTRACT_PUBLIC_SUFFIX_LIST_URLS"] = ""
 # Without this Presidio looks for a GPU; its memory belongs to training.
 os.environ.setdefault("PRESIDIO_DEVICE", "cpu")
+# One pattern on one piece takes milliseconds; Presidio would wait a minute for it.
+os.environ.setdefault("REGEX_TIMEOUT_SECONDS", "10")
 
 with warnings.catch_warnings():
     # typer, which spaCy's command line imports, uses names that click has deprecated.
@@ -42,6 +45,7 @@ with warnings.catch_warnings():
 
 from discreet.privacy.detect import (
     MAX_TEXT_CHARS,
+    MAX_TEXT_SECONDS,
     DetectionError,
     Failure,
     Span,
@@ -52,6 +56,7 @@ from discreet.privacy.detect import (
 from discreet.privacy.detect_pieces import from_window, pieces_of
 
 _MIN_PHONE_DIGITS = 7
+_LEADERS = re.compile(r"[.-]{8,}")
 _DIGIT = re.compile(r"\d")
 
 _is_detecting: ContextVar[bool] = ContextVar("_is_detecting", default=False)
@@ -123,6 +128,25 @@ class _OfflineEmailRecognizer(predefined.EmailRecognizer):
         return True if _suffixes(pattern_text).fqdn else None
 
 
+class _UrlRecognizer(predefined.UrlRecognizer):
+    """Addresses of pages, without a second per line of dots.
+
+    The host's pattern tries some thousand endings after every dot of a run. No host has
+    such a run; in a path it stays what it is to the pattern, a character that is no space.
+    """
+
+    def analyze(
+        self,
+        text: str,
+        entities: list[str],
+        nlp_artifacts: NlpArtifacts | None = None,
+        regex_flags: int | None = None,
+    ) -> list[RecognizerResult]:
+        """What Presidio finds."""
+        leaders_gone = _LEADERS.sub(lambda run: "_" * len(run[0]), text)
+        return super().analyze(leaders_gone, entities, nlp_artifacts, regex_flags)
+
+
 class _PhoneRecognizer(predefined.PhoneRecognizer):
     """Telephone numbers of `_MIN_PHONE_DIGITS` digits or more, written in any way.
 
@@ -162,7 +186,7 @@ def _recognizers(language: str) -> list[EntityRecognizer]:
         predefined.MacAddressRecognizer(supported_language=language),
         predefined.MedicalLicenseRecognizer(supported_language=language),
         _PhoneRecognizer(supported_language=language, leniency=0),
-        predefined.UrlRecognizer(supported_language=language),
+        _UrlRecognizer(supported_language=language),
         predefined.UuidRecognizer(supported_language=language),
     ]
     if language == "en":
@@ -240,7 +264,7 @@ class PresidioDetector:
         """The spans of `text`, sorted; the best score where two are the same.
 
         Raises:
-            DetectionError: If the text is too long, or a recognizer failed or gave up.
+            DetectionError: If the text is too long or took too long, or a recognizer failed.
         """
         if refusal := refusal_of(text):
             raise DetectionError(refusal)
@@ -252,8 +276,11 @@ class PresidioDetector:
         return sorted(Span(*place, score) for place, score in scores.items())
 
     def _search(self, text: str) -> Iterator[Span]:
+        deadline = time.monotonic() + MAX_TEXT_SECONDS
         for view in _views_of(text):
             for piece in pieces_of(text):
+                if time.monotonic() > deadline:
+                    raise DetectionError(Failure.TOO_SLOW)
                 window = view[piece.left : piece.right]
                 for language in self._languages:
                     yield from from_window(text, piece, self._analyze(window, language))

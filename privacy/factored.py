@@ -115,7 +115,7 @@ class LinearGradients:
                 seen = seen * factors[:, None, None]
             else:
                 gradient = gradient * factors[:, None, None]
-            _grad_of(self._layer.weight).addmm_(gradient.flatten(0, 1).mT, seen.flatten(0, 1))
+            grad_of(self._layer.weight).addmm_(gradient.flatten(0, 1).mT, seen.flatten(0, 1))
         if self._bias is not None:
             _add(self._layer.bias, self._bias, factors, bad)
 
@@ -151,7 +151,7 @@ class EmbeddingGradients:
         """See `LayerGradients`."""
         rows = _without(self._rows, None if bad is None else bad[self._example])
         rows = rows * factors[self._example][:, None]
-        _grad_of(self._weight).index_add_(0, self._token, rows)
+        grad_of(self._weight).index_add_(0, self._token, rows)
 
 
 class MaterialisedGradients:
@@ -170,6 +170,13 @@ class MaterialisedGradients:
         """See `LayerGradients`."""
         for parameter, part in self._each.items():
             _add(parameter, part, factors, bad)
+
+
+def grad_of(parameter: torch.Tensor) -> torch.Tensor:
+    """The `.grad` of a parameter; zeros are put there if there is none yet."""
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad
 
 
 def layer_norm_gradients(layer: nn.LayerNorm, calls: Sequence[Call]) -> MaterialisedGradients:
@@ -206,9 +213,10 @@ def sampled_gradients(
         calls: Its calls on the same B examples, at least one.
     """
     each: dict[torch.Tensor, torch.Tensor] = {}
+    dtype = next(p for p in layer.parameters(recurse=False) if p.requires_grad).dtype
     for call in calls:
-        dtype = next(p for p in layer.parameters(recurse=False) if p.requires_grad).dtype
-        found = sampler(layer, [call.seen.to(dtype)], call.gradient.to(dtype))
+        seen = call.seen.to(dtype) if call.seen.is_floating_point() else call.seen
+        found = sampler(layer, [seen], call.gradient.to(dtype))
         for parameter, part in found.items():
             if parameter.requires_grad:
                 each[parameter] = each[parameter] + part if parameter in each else part
@@ -241,17 +249,11 @@ def _gram_norms(seen: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
     return squared + rounding * largest.square()
 
 
-def _grad_of(parameter: torch.Tensor) -> torch.Tensor:
-    if parameter.grad is None:
-        parameter.grad = torch.zeros_like(parameter)
-    return parameter.grad
-
-
 def _add(
     parameter: torch.Tensor, each: torch.Tensor, factors: torch.Tensor, bad: torch.Tensor | None
 ) -> None:
     """Add gradients `each` [B, numel], times the factors, to the parameter's."""
-    _grad_of(parameter).add_((factors @ _without(each, bad)).view_as(parameter))
+    grad_of(parameter).add_((factors @ _without(each, bad)).view_as(parameter))
 
 
 def _distinct(keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

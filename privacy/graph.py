@@ -121,8 +121,8 @@ def check_uses(
     if any(graph.uses[parameter] > num_calls for parameter in parameters):
         raise UnsupportedModelError(
             f"a parameter of layer {name} is used other than by calling the layer, or the "
-            f"layer's output is changed in place: call the layer, and use operations that "
-            f"make a new tensor"
+            f"layer's output is changed in place, or it was called before it was watched: "
+            f"call the layer, and use operations that make a new tensor"
         )
 
 

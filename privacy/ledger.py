@@ -4,19 +4,15 @@ A debit is on disk before it returns, and it returns before the data is touched:
 any point can only over-count. The ledger outlives rounds, runs and servers. It is append
 only and its entries are chained by hashes (`discreet.privacy.chain`); who can write the file
 can still replace the whole of it by an older copy, which only a head noted elsewhere shows.
-
-SQLite holds it: write-ahead log, a flush to disk at each commit, and one writer at a time,
-also between processes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-import os
-import secrets
 import sqlite3
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,30 +22,25 @@ from typing import Self
 
 from discreet.common.errors import BudgetExceededError, InputError, LedgerError
 from discreet.privacy.accountant import epsilon_of
-from discreet.privacy.chain import COLUMNS, NO_HASH, EntryKind, LedgerEntry, check_chain, entry_of
+from discreet.privacy.chain import (
+    COLUMNS,
+    NO_HEAD,
+    EntryKind,
+    Head,
+    LedgerEntry,
+    Row,
+    entry_of,
+    follow,
+    row_of,
+)
 from discreet.privacy.events import DpSgdEvent
-
-_APPLICATION_ID = 0x64736372  # "dscr": tells our files from others' SQLite files
-_VERSION = 1
-_LOCK_SECONDS = 60.0
-_SCHEMA = f"""
-PRAGMA journal_mode = WAL;
-PRAGMA application_id = {_APPLICATION_ID};
-PRAGMA user_version = {_VERSION};
-BEGIN;
-CREATE TABLE entry (
-    seq INTEGER PRIMARY KEY, previous TEXT NOT NULL, hash TEXT NOT NULL, kind TEXT NOT NULL,
-    run TEXT NOT NULL, round INTEGER NOT NULL, sample_rate REAL, noise_multiplier REAL,
-    num_steps INTEGER, made_at TEXT NOT NULL
-) STRICT;
-CREATE INDEX entry_round ON entry (run, round);
-CREATE TRIGGER no_update BEFORE UPDATE ON entry BEGIN SELECT RAISE(ABORT, 'append only'); END;
-CREATE TRIGGER no_delete BEFORE DELETE ON entry BEGIN SELECT RAISE(ABORT, 'append only'); END;
-CREATE TRIGGER no_replace BEFORE INSERT ON entry
-WHEN NEW.seq IS NOT (SELECT coalesce(max(seq), -1) + 1 FROM entry)
-BEGIN SELECT RAISE(ABORT, 'append only'); END;
-"""
-_INSERT = f"INSERT INTO entry ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
+from discreet.privacy.ledger_file import (
+    INSERT,
+    as_ledger_error,
+    connect,
+    create_ledger_file,
+    is_ledger_file,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +76,7 @@ class Ledger:
         self._connection = connection
         self._path = path
         self._lock = threading.Lock()
-        self._head = (-1, NO_HASH)
-        self._spent: list[DpSgdEvent] = []
-        self._is_private = True
+        self._forget()
 
     @classmethod
     def open(cls, path: Path, *, data_set: str) -> Self:
@@ -101,10 +90,11 @@ class Ledger:
             LedgerError: If the file is no ledger, broken, cut off, of another data set, or
                 cannot be read and written.
         """
-        with _as_ledger_error(path):
+        with as_ledger_error(path):
             if not path.exists():
-                _create(path, data_set)
-            ledger = cls(_connect(path), path)
+                first = _entry_after(NO_HEAD, (EntryKind.DATA_SET, data_set, 0), None)
+                create_ledger_file(path, row_of(first))
+            ledger = cls(connect(path), path)
             try:
                 ledger._check_file(data_set)
             except BaseException:
@@ -112,9 +102,7 @@ class Ledger:
                 raise
         return ledger
 
-    def debit(
-        self, event: DpSgdEvent, *, run: str, round_number: int, ceiling: Ceiling
-    ) -> float:
+    def debit(self, event: DpSgdEvent, *, run: str, round_number: int, ceiling: Ceiling) -> float:
         """Record an event before it happens, unless it would pass the ceiling.
 
         On disk when this returns: train only then.
@@ -133,7 +121,7 @@ class Ledger:
             LedgerError: If the ledger is broken or cannot be written.
         """
         with self._writing():
-            epsilon = self._epsilon([*self._spent, event], ceiling.delta)
+            epsilon = self._epsilon(ceiling.delta, event)
             # Written so that NaN fails: what cannot be compared is over the ceiling.
             if not epsilon <= ceiling.epsilon:
                 raise BudgetExceededError(
@@ -161,17 +149,16 @@ class Ledger:
             LedgerError: If the ledger is broken.
         """
         with self._reading():
-            return self._epsilon(self._spent, delta)
+            return self._epsilon(delta)
 
     def entries(self) -> list[LedgerEntry]:
-        """All debits, oldest first, each checked against its own hash.
+        """All debits, oldest first.
 
         Raises:
             LedgerError: Names the first broken entry.
         """
         with self._reading():
-            query = f"SELECT {COLUMNS} FROM entry WHERE seq > 0 ORDER BY seq"  # noqa: S608
-            return [entry_of(row) for row in self._connection.execute(query)]
+            return [entry_of(row) for row in follow(self._rows(0), NO_HEAD)][1:]
 
     def num_rounds(self, run: str) -> int:
         """Number of different rounds of `run` that were debited."""
@@ -198,9 +185,8 @@ class Ledger:
             LedgerError: Names the first broken entry.
         """
         with self._reading():
-            check_chain(
-                self._connection.execute(f"SELECT {COLUMNS} FROM entry ORDER BY seq")  # noqa: S608
-            )
+            self._forget()
+            self._refresh()
 
     def close(self) -> None:
         """Close the file. Closing twice is fine."""
@@ -218,74 +204,81 @@ class Ledger:
         self.close()
 
     def _check_file(self, data_set: str) -> None:
-        marks = [
-            self._connection.execute(f"PRAGMA {name}").fetchone()[0]
-            for name in ("application_id", "user_version")
-        ]
-        if marks != [_APPLICATION_ID, _VERSION]:
+        if not is_ledger_file(self._connection):
             raise LedgerError(f"{self._path} is no ledger of this version: name another file")
-        rows = self._connection.execute(f"SELECT {COLUMNS} FROM entry WHERE seq = 0")  # noqa: S608
-        check_chain(rows)
-        query = "SELECT run FROM entry WHERE seq = 0"
-        if self._connection.execute(query).fetchone()[0] != data_set:
+        self._refresh()
+        query = "SELECT kind, run FROM entry WHERE seq = 0"
+        if self._connection.execute(query).fetchone() != (EntryKind.DATA_SET, data_set):
             raise LedgerError(
                 f"{self._path} is the ledger of another data set: each data set has its own"
             )
-        self._refresh()
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:
-        with self._lock, _as_ledger_error(self._path):
+        with self._lock, as_ledger_error(self._path):
             self._refresh()
             yield
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         """A transaction that keeps other writers out from the first read to the commit."""
-        with self._lock, _as_ledger_error(self._path):
+        with self._lock, as_ledger_error(self._path):
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 self._refresh()
                 yield
                 self._connection.execute("COMMIT")
             except BaseException:
-                # What was appended in memory may not be on disk: read it anew next time.
-                self._head = (-1, NO_HASH)
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
+                # What was added in memory may not be on disk: read it all anew next time.
+                self._forget()
+                self._connection.rollback()
                 raise
 
+    def _forget(self) -> None:
+        self._head: Head = NO_HEAD
+        self._spent: Counter[tuple[float, float]] = Counter()
+        self._is_private = True
+
     def _refresh(self) -> None:
-        """Read what was spent, unless it is as this object last saw it."""
-        query = f"SELECT {COLUMNS} FROM entry ORDER BY seq DESC LIMIT 1"  # noqa: S608
-        row = self._connection.execute(query).fetchone()
-        if row is None:
-            raise LedgerError(f"{self._path} has lost its entries: bring back a copy")
-        if (row[0], row[2]) == self._head:
-            return
-        entry_of(row)
-        kinds = "SELECT count(*) FROM entry WHERE kind = ?"
-        num_open = self._connection.execute(kinds, (EntryKind.WITHOUT_PRIVACY,)).fetchone()[0]
-        sums = self._connection.execute(
-            "SELECT sample_rate, noise_multiplier, sum(num_steps) FROM entry WHERE kind = ? "
-            "GROUP BY sample_rate, noise_multiplier ORDER BY min(seq)",
-            (EntryKind.DP_SGD,),
-        )
-        self._spent = [DpSgdEvent(*group) for group in sums]
-        self._is_private = num_open == 0
+        """Read and check what was appended since this object last looked."""
+        rows = self._rows(max(self._head[0], 0))
+        known = NO_HEAD
+        if self._head != NO_HEAD:
+            known = next(((row[0], row[2]) for row in rows), NO_HEAD)
+        if known != self._head:
+            raise LedgerError(f"{self._path} has lost entries: bring back a copy that verifies")
+        for row in follow(rows, known):
+            self._take(row)
+        if self._head == NO_HEAD:
+            raise LedgerError(f"{self._path} has no entries: bring back a copy that verifies")
+
+    def _rows(self, first: int) -> Iterator[Row]:
+        query = f"SELECT {COLUMNS} FROM entry WHERE seq >= ? ORDER BY seq"  # noqa: S608
+        return iter(self._connection.execute(query, (first,)))
+
+    def _take(self, row: Row) -> None:
+        """Count a row that is in the chain."""
+        event = entry_of(row).event
+        if event is not None:
+            self._spent[event.sample_rate, event.noise_multiplier] += event.num_steps
+        self._is_private &= row[3] != EntryKind.WITHOUT_PRIVACY
         self._head = (row[0], row[2])
 
-    def _epsilon(self, events: list[DpSgdEvent], delta: float) -> float:
-        return epsilon_of(events, delta) if self._is_private else math.inf
+    def _epsilon(self, delta: float, *more: DpSgdEvent) -> float:
+        events = [DpSgdEvent(*key, num_steps) for key, num_steps in self._spent.items()]
+        epsilon = epsilon_of([*events, *more], delta)
+        return epsilon if self._is_private else math.inf
 
     def _append(
         self, kind: EntryKind, run: str, round_number: int, event: DpSgdEvent | None
     ) -> None:
-        seq, previous = self._head
-        entry = LedgerEntry(seq + 1, previous, kind, run, round_number, event, _now())
-        self._connection.execute(_INSERT, entry.row(entry.hash))
-        if event is None:
-            self._is_private = False
-        else:
-            self._spent = _add(self._spent, event)
-        self._head = (entry.seq, entry.hash)
+        row = row_of(_entry_after(self._head, (kind, run, round_number), event))
+        self._connection.execute(INSERT, row)
+        self._take(row)
+
+
+def _entry_after(
+    head: Head, place: tuple[EntryKind, str, int], event: DpSgdEvent | None
+) -> LedgerEntry:
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return LedgerEntry(head[0] + 1, head[1], "", *place, event, now)

@@ -32,8 +32,7 @@ from discreet.privacy.scrub_worker import read_frame, write_frame
 
 _COMMAND = (sys.executable, "-P", "-m", "discreet.privacy.scrub_worker")
 
-# Six times what the longest allowed text takes, and twice Presidio's own limit of 60 s for
-# one regular expression.
+# Twice what the detector allows itself for one text: past it, it hangs.
 _PATIENCE_SECONDS = 120.0
 
 # After this many dead workers without one answer it is not the texts.

@@ -77,13 +77,19 @@ def _statement(plan: Plan, privacy: PrivacyConfig, bound: tuple[float, float]) -
         "with the model later. Another run on the same text adds to it: the site's own ledger "
         "counts all runs on a data set, whichever server asked, and refuses to pass the site's "
         "ceiling.",
-        f"How: DP-SGD. Each step takes every example with chance {training.sample_rate:g} "
-        "(Poisson sampling), clips its gradient to an L2 norm of "
-        f"{privacy.clipping_norm:g} and adds Gaussian noise from a cryptographic generator to "
-        f"the sum; {training.steps_per_round} step(s) a round, {training.rounds} round(s) "
-        "planned. Losses are composed with a PLD accountant (dp-accounting), which rounds up.",
+        f"How: DP-SGD. Each step takes {_sampling(training.sample_rate)}, clips each one's "
+        f"gradient to an L2 norm of {privacy.clipping_norm:g} and adds Gaussian noise from a "
+        "cryptographic generator to the sum. Steps planned: "
+        f"{training.steps_per_round} in each of {training.rounds} rounds. Losses are composed "
+        "with a PLD accountant (dp-accounting), which rounds up.",
     )
     return "\n\n".join(paragraphs)
+
+
+def _sampling(sample_rate: float) -> str:
+    if sample_rate == 1:
+        return "every example"
+    return f"every example with chance {sample_rate:g} (Poisson sampling)"
 
 
 _NOT_PROTECTED = (

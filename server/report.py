@@ -14,14 +14,13 @@ from discreet.server.checkpoint import put_in_place
 from discreet.server.guarantee import rounded_up
 from discreet.server.history import RunSummary, ScrubSummary, to_json
 from discreet.server.plots import bytes_plot, entities_plot, epsilon_plot, scores_plot
-from discreet.server.tensorboard import write_tensorboard
 
 MAX_ROWS = 1_000
 """Sites and rounds shown on the page; `report.json` has all of them."""
 
 
 def write_report(run_dir: Path, summary: RunSummary) -> Path:
-    """Write `report.json`, `report.html` and the TensorBoard logs into the run folder.
+    """Write `report.json` and `report.html` into the run folder.
 
     Returns:
         The path of `report.html`.
@@ -30,7 +29,6 @@ def write_report(run_dir: Path, summary: RunSummary) -> Path:
     _put(run_dir / "report.json", to_json(summary))
     html_path = run_dir / "report.html"
     _put(html_path, render_html(summary).encode())
-    write_tensorboard(run_dir, summary)
     return html_path
 
 
@@ -60,6 +58,7 @@ def render_html(summary: RunSummary) -> str:
     return environment.get_template("report.html.j2").render(
         summary=summary,
         pictures=safe,
+        entities=_in_order(summary.scrub),
         max_rows=MAX_ROWS,
         plan_json=orjson.dumps(summary.plan.content, option=orjson.OPT_INDENT_2).decode(),
         total_seconds=sum(record.seconds for record in summary.rounds),
@@ -72,6 +71,12 @@ def counted_entities(scrub: ScrubSummary) -> list[tuple[str, int]]:
     """Kinds with a number, the most frequent first; hidden cells have none to draw."""
     counted = [(kind, n) for kind, n in scrub.entities.items() if isinstance(n, int)]
     return sorted(counted, key=lambda pair: (-pair[1], pair[0]))
+
+
+def _in_order(scrub: ScrubSummary) -> list[tuple[str, int | str]]:
+    """All kinds: those with a number first, the most frequent on top."""
+    hidden = [(kind, cell) for kind, cell in scrub.entities.items() if isinstance(cell, str)]
+    return [*counted_entities(scrub), *hidden]
 
 
 def _put(path: Path, data: bytes) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from discreet.common.errors import DataError, NonFiniteUpdateError, RefusalCode
+from discreet.common.errors import NonFiniteUpdateError, RefusalCode
 from discreet.common.plan import Plan
 from discreet.common.update import ClippedUpdate, Update, Weights
 from discreet.common.wire import (
@@ -211,7 +211,9 @@ class StreamingFedAvg(Strategy):
             if isinstance(update, RefusalCode):
                 return update
             weight = float(declared_size(content)) if federation.weights == "declared" else 1.0
-        except DataError:
+        except Exception:
+            # These bytes are a stranger's: whatever a decoder makes of them (NumPy parses its
+            # headers as Python source, and gives up on nested ones), they must not end the run.
             return FailureCause.UNREADABLE
         if not self._fits(update):
             return FailureCause.MISMATCH

@@ -24,7 +24,7 @@ def _clipped_sum_by_loop(
         norm = float(torch.cat([g.flatten() for g in each]).norm())
         factor = min(1.0, bound / norm) if norm else 1.0
         for whole, part in zip(total, each, strict=True):
-            whole += factor * part
+            whole.add_(part, alpha=factor)
     return total
 
 

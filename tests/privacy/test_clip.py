@@ -4,11 +4,12 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
 from discreet.common.errors import NonFiniteUpdateError
 from discreet.common.update import Update
 from discreet.privacy.clip import UnclippedUpdateError, check_clipped, clip_update, norm_of
-from hypothesis import given
-from hypothesis import strategies as st
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
@@ -137,7 +138,7 @@ def test_an_update_rounded_for_the_wire_after_clipping_is_accepted(seed: int) ->
 def test_an_update_over_the_bound_is_refused(dtype: torch.dtype, excess: float) -> None:
     update = Update({"w": torch.ones(4, dtype=dtype)})
 
-    with pytest.raises(UnclippedUpdateError, match="at most 1.99"):
+    with pytest.raises(UnclippedUpdateError, match=r"at most 1\.99"):
         check_clipped(update, clipping_norm=1.99)
     with pytest.raises(UnclippedUpdateError, match=r"update_clipping_norm"):
         check_clipped(update, clipping_norm=2.0 / (1 + excess))

@@ -4,10 +4,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from discreet.privacy.clipper import PerExampleClipper
 from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
+
+from discreet.privacy.clipper import PerExampleClipper
 
 WIDTH = 6
 Loop = Callable[[nn.Module, Callable[[int], torch.Tensor], int, float], list[torch.Tensor]]
@@ -218,6 +219,42 @@ def test_clipped_sum_is_that_of_a_loop(
     rows = lambda i: cross_entropy(model, tokens[i : i + 1], labels[i : i + 1])  # noqa: E731
     for ours, loop in zip(found, clipped_sum_by_loop(model, rows, 5, bound), strict=True):
         torch.testing.assert_close(ours, loop, rtol=1e-10, atol=1e-12)
+
+
+class Scaled(nn.Module):
+    """A layer of one's own: rows of a table, times a gain, plus a shift."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.randn(11, WIDTH))
+        self.gain = nn.Parameter(torch.randn(WIDTH))
+        self.shift = nn.Parameter(torch.randn(WIDTH), requires_grad=False)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.table[tokens] * self.gain + self.shift
+
+
+def scaled_grad_sampler(
+    layer: Scaled, activations: list[torch.Tensor], backprops: torch.Tensor
+) -> dict[torch.Tensor, torch.Tensor]:
+    return {
+        layer.gain: (layer.table[activations[0]] * backprops).sum(1),
+        layer.shift: backprops.sum(1),
+    }
+
+
+def test_a_layer_with_a_grad_sampler_of_its_own_is_taken(
+    monkeypatch: pytest.MonkeyPatch, clipped_sum_by_loop: Loop
+) -> None:
+    from opacus.grad_sample import GradSampleHooks
+
+    monkeypatch.setitem(GradSampleHooks.GRAD_SAMPLERS, Scaled, scaled_grad_sampler)
+    model, tokens = Scaled(), some_tokens(5, 7)
+
+    found = clipped_grads(model, lambda: model(tokens).sum((1, 2)), 0.3)
+
+    loop = clipped_sum_by_loop(model, lambda i: model(tokens[i : i + 1]).sum((1, 2)), 5, 0.3)
+    torch.testing.assert_close(found, loop, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("bound", [1e-9, 0.1, 1e9])

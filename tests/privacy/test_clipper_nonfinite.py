@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from discreet.privacy.clipper import PerExampleClipper
 from torch import nn
+
+from discreet.privacy.clipper import PerExampleClipper
 
 BAD = [float("nan"), float("inf"), -float("inf")]
 

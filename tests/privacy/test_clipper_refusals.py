@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from discreet.common.errors import InputError
-from discreet.privacy.clipper import PerExampleClipper, UnsupportedModelError
 from torch import nn
 from torch.nn import functional
+
+from discreet.common.errors import InputError
+from discreet.privacy.clipper import PerExampleClipper, UnsupportedModelError
 
 
 class OwnForward(nn.Linear):
@@ -105,6 +106,15 @@ def test_the_refusal_is_an_input_error() -> None:
     assert issubclass(UnsupportedModelError, InputError)
 
 
+def test_coarse_products_are_refused() -> None:
+    torch.set_float32_matmul_precision("high")
+    try:
+        with pytest.raises(UnsupportedModelError, match="highest"):
+            PerExampleClipper(nn.Linear(2, 2), 1.0)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 class Odd(nn.Module):
     """Linear layers, used in an odd way."""
 
@@ -141,7 +151,10 @@ ODD: dict[str, tuple[Callable[[Odd, torch.Tensor], torch.Tensor], str]] = {
     ),
     "input changed in place": (changed_input, "input of layer first is changed in place"),
     "called by keyword": (lambda m, x: m.first(input=x), "by position"),
-    "batch in dimension 1": (lambda m, x: m.first(x.transpose(0, 1)).transpose(0, 1), "dimension 0"),
+    "batch in dimension 1": (
+        lambda m, x: m.first(x.transpose(0, 1)).transpose(0, 1),
+        "dimension 0",
+    ),
     "rows that all examples share": (
         lambda m, x: m.second(x) + m.places(torch.arange(2)),
         "layer places must be called with the batch in dimension 0",
@@ -160,8 +173,9 @@ def test_a_forward_pass_that_mixes_examples_is_refused(name: str) -> None:
     use, reason = ODD[name]
     model = Odd(use)
 
-    with PerExampleClipper(model, 1.0) as clipper, pytest.raises(
-        UnsupportedModelError, match=reason
+    with (
+        PerExampleClipper(model, 1.0) as clipper,
+        pytest.raises(UnsupportedModelError, match=reason),
     ):
         clipper.backward(model(torch.randn(4, 2, 3)))
 
@@ -191,12 +205,11 @@ def test_losses_that_are_not_one_for_each_example_are_refused(
 def test_losses_without_a_graph_are_refused() -> None:
     model = nn.Linear(3, 1)
 
-    with PerExampleClipper(model, 1.0) as clipper, pytest.raises(
-        UnsupportedModelError, match="no_grad"
-    ):
+    with PerExampleClipper(model, 1.0) as clipper:
         with torch.no_grad():
             losses = model(torch.randn(4, 3))[:, 0]
-        clipper.backward(losses)
+        with pytest.raises(UnsupportedModelError, match="no_grad"):
+            clipper.backward(losses)
 
 
 def test_losses_that_depend_on_nothing_trained_give_zeros() -> None:

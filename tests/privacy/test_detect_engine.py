@@ -13,6 +13,7 @@ import pytest
 import regex
 
 from discreet.common.site import ScrubConfig
+from discreet.privacy import detect_engine
 from discreet.privacy.detect import (
     MAX_TEXT_CHARS,
     DetectionError,
@@ -82,12 +83,9 @@ def test_the_recognizers_are_presidios_own_default_ones(detector: PresidioDetect
     default.load_predefined_recognizers(languages=["en"])
 
     expected = {type(r).__name__ for r in default.recognizers} - {"SpacyRecognizer"}
-    ours = {
-        type(r).__name__.strip("_").removeprefix("Offline")
-        for r in detector._engine.registry.recognizers
-    }
+    names = [type(r).__name__ for r in detector._engine.registry.recognizers]
 
-    assert ours == expected
+    assert {name.strip("_").removeprefix("Offline") for name in names} == expected
 
 
 def test_context_words_lift_a_weak_pattern_over_the_threshold(detector: PresidioDetector) -> None:
@@ -201,6 +199,26 @@ def test_a_text_of_10_mb_is_refused_at_once(detector: PresidioDetector) -> None:
         detector.detect("x" * (MAX_TEXT_CHARS + 1))
 
     assert caught.value.failure is Failure.TOO_LONG
+
+
+def test_a_text_that_takes_too_long_is_given_up(
+    detector: PresidioDetector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(detect_engine, "MAX_TEXT_SECONDS", -1.0)
+
+    with pytest.raises(DetectionError, match="took too long"):
+        detector.detect("one word")
+
+
+def test_a_line_of_dots_costs_little_more_than_prose(detector: PresidioDetector) -> None:
+    address = "https://example.org/a" + "." * 20
+    text = "chapter one " + "." * 3_000 + " 12 see " + address
+    start = time.process_time()
+
+    (span,) = detector.detect(text)
+
+    assert time.process_time() - start < 1
+    assert (span.entity, text[span.start : span.end]) == ("URL", address)
 
 
 def test_memory_of_words_does_not_grow_with_the_corpus(detector: PresidioDetector) -> None:

@@ -304,8 +304,8 @@ from discreet.privacy import store
 from discreet.privacy.scrub import ScrubReport
 store._SEGMENT_TEXTS = 64
 if __name__ == "__main__":
-    num_texts = int(sys.argv[2])
-    texts = [RawText(f"customer {n} at +1-202-555-{n:04d}", None, None, n) for n in range(num_texts)]
+    numbers = range(int(sys.argv[2]))
+    texts = [RawText(f"customer {n} at +1-202-555-{n:04d}", None, None, n) for n in numbers]
     report = ScrubReport()
     made = store.ScrubbedStore(Path(sys.argv[1]), ScrubConfig(workers=2))
     print("ready", flush=True)

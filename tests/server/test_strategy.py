@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import struct
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 
@@ -24,13 +25,19 @@ from scripted_sites import (
 from discreet.common.errors import RefusalCode
 from discreet.common.plan import Plan
 from discreet.common.update import ClippedUpdate, Weights
-from discreet.common.wire import encode_tensors, read_task, reply_content
+from discreet.common.wire import (
+    PROTOCOL_VERSION,
+    encode_tensors,
+    read_task,
+    reply_content,
+    tensors_sha256,
+)
 from discreet.server.history import FailureCause
 from discreet.server.optimizer import ServerOptimizer
 from discreet.server.strategy import StrategySetup, StreamingFedAvg
 
 # isort: split
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 MakePlan = Callable[..., Plan]
 
@@ -82,6 +89,15 @@ def _answers_with_a_wrong_hash(message: Message) -> Message:
     return Message(content, reply_to=message)
 
 
+def _answers_with_a_hostile_header(message: Message) -> Message:
+    # NumPy reads the header as a Python expression: this one exhausts its parser.
+    header = b"-" * 9000 + b"1\n"
+    data = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header
+    arrays = ArrayRecord({"w": Array("float32", (2, 3), "numpy.ndarray", data)})
+    reply = {"version": PROTOCOL_VERSION, "code": "", "sha256": tensors_sha256(arrays)}
+    return Message(RecordDict({"reply": ConfigRecord(reply), "update": arrays}), reply_to=message)
+
+
 def _answers_an_older_round(message: Message) -> Message:
     older = Message(RecordDict(), message.metadata.dst_node_id, "train", group_id="0")
     return Message(reply_content(update_of(1.0), dtype="float32"), reply_to=older)
@@ -93,6 +109,7 @@ LEFT_OUT: dict[str, tuple[Answer, FailureCause]] = {
     "an older round": (_answers_an_older_round, FailureCause.STALE),
     "nothing inside": (answer_with(RecordDict()), FailureCause.UNREADABLE),
     "a wrong hash": (_answers_with_a_wrong_hash, FailureCause.UNREADABLE),
+    "a hostile header": (_answers_with_a_hostile_header, FailureCause.UNREADABLE),
     "a missing name": (_with_tensors(w=torch.zeros(2, 3)), FailureCause.MISMATCH),
     "another name": (
         _with_tensors(w=torch.zeros(2, 3), b=torch.zeros(3), c=torch.zeros(1)),
