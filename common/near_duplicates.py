@@ -17,7 +17,7 @@ SHINGLE_CHARS: Final = 4
 """Texts are compared as sets of runs of so many characters."""
 
 MIN_CHARS: Final = 20
-"""Shorter texts are never near-duplicates: one letter can make all the difference."""
+"""Shorter texts are compared as wholes: one letter can make all the difference."""
 
 NUM_PERMUTATIONS: Final = 128
 """Standard error of an estimated similarity of 0.9 is 0.027."""
@@ -33,24 +33,34 @@ def normal_form(text: str) -> str:
 
 
 class ExactDuplicates:
-    """The texts seen so far, as 16 bytes each (some 100 bytes of memory)."""
+    """The texts seen so far, as 16 bytes each (some 100 bytes of memory).
+
+    What is left is the set of different pairs of text and label. One text more adds at most one
+    pair, so the privacy of one text after this step is that of one before it. To compare
+    more loosely would break that: a text could then take another one's place.
+    """
 
     def __init__(self) -> None:
         self._seen: set[bytes] = set()
 
-    def is_repeat(self, text: str) -> bool:
-        """Whether the text was seen before, but for case and white space; remembers it."""
-        digest = text_digest(text)
+    def is_repeat(self, text: str, label: str | None) -> bool:
+        """Whether the very text was seen before with the same label; remembers it."""
+        # Lengths first, so that no text and label run into another pair's bytes.
+        begin = "" if label is None else f"{len(label)}:{label}"
+        digest = _digest(f"{begin}\n{text}")
         if digest in self._seen:
             return True
         self._seen.add(digest)
         return False
 
 
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
 def text_digest(text: str) -> bytes:
     """16 bytes that two texts share only if they are equal but for case and white space."""
-    content = normal_form(text).encode("utf-8", "surrogatepass")
-    return hashlib.blake2b(content, digest_size=16).digest()
+    return _digest(normal_form(text))
 
 
 class NearDuplicates:
@@ -68,6 +78,7 @@ class NearDuplicates:
         from datasketch import MinHash, MinHashLSH  # type: ignore[import-untyped]
 
         self._threshold = threshold
+        self._same: set[bytes] = set()
         self._index = MinHashLSH(
             threshold=threshold, num_perm=NUM_PERMUTATIONS, params=_bands(threshold)
         )
@@ -75,10 +86,21 @@ class NearDuplicates:
         self._empty = MinHash(num_perm=NUM_PERMUTATIONS, hashfunc=int)
 
     def is_repeat(self, text: str) -> bool:
-        """Whether the text is much like one seen before; remembers it if it is not."""
+        """Whether the text is much like one seen before; remembers it if it is not.
+
+        Texts shorter than `MIN_CHARS` are like only those that differ in case and white
+        space alone.
+        """
         normal = normal_form(text)
-        if len(normal) < MIN_CHARS:
-            return False
+        digest = _digest(normal)
+        if digest in self._same:
+            return True
+        if len(normal) >= MIN_CHARS and self._is_like_another(normal):
+            return True
+        self._same.add(digest)
+        return False
+
+    def _is_like_another(self, normal: str) -> bool:
         signature = self._empty.copy()
         for batch in _shingle_batches(normal):
             signature.update_batch(batch)

@@ -55,8 +55,11 @@ class CleanConfig(Section):
     Attributes:
         unicode: Repair broken Unicode and drop control characters.
         html: Take the text out of HTML where a document is HTML.
-        boilerplate: Drop lines that stand in very many documents of the site.
-        duplicates: Which repeats to drop: `none`, `exact` or `near` (and exact).
+        boilerplate: Drop lines that stand in very many documents of the site. Off by default:
+            one text more can then change others, and the guarantee holds only for the texts
+            after cleaning.
+        duplicates: Which repeats to drop: `none`, `exact` (same text and label) or `near`
+            (and exact). With `near`, as with `boilerplate`, one text more can drop others.
         near_threshold: Jaccard similarity of 4-grams from which two texts are near-duplicates.
         min_chars: Shorter texts are left out.
         max_chars: Longer texts are cut.
@@ -64,8 +67,8 @@ class CleanConfig(Section):
 
     unicode: bool = True
     html: bool = True
-    boilerplate: bool = True
-    duplicates: Literal["none", "exact", "near"] = "near"
+    boilerplate: bool = False
+    duplicates: Literal["none", "exact", "near"] = "exact"
     near_threshold: Annotated[float, Field(gt=0, le=1)] = 0.9
     min_chars: Annotated[int, Field(ge=0)] = 1
     max_chars: PositiveInt = 100_000

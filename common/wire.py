@@ -11,6 +11,7 @@ our own. The hash covers names, types, shapes and bytes.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import os
@@ -208,32 +209,39 @@ def _encode_tensor(tensor: torch.Tensor) -> Array:
         data = tensor.view(torch.int16).numpy().tobytes()
         return Array("bfloat16", shape, _BFLOAT16, data)
     values = tensor.numpy()
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(values))
+    header = _numpy_header(str(values.dtype), shape)
     # One join copies the tensor once; numpy.save into a buffer copies it twice.
-    data = b"".join((header.getvalue(), values.data.cast("B") if values.size else b""))
+    data = b"".join((header, values.data.cast("B") if values.size else b""))
     return Array(str(values.dtype), shape, _NUMPY, data)
+
+
+@functools.lru_cache(maxsize=1024)
+def _numpy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
+    header = io.BytesIO()
+    content = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, content)
+    return header.getvalue()
 
 
 def _decode_array(name: str, array: Array) -> torch.Tensor:
     if array.dtype not in _DTYPES:
         raise DataError(f"tensor {name!r}: type {array.dtype!r} is not allowed")
     try:
-        if array.stype == _BFLOAT16:
-            words = np.frombuffer(array.data, dtype=np.int16).reshape(array.shape)
-            return torch.from_numpy(words.copy()).view(torch.bfloat16)
-        return torch.from_numpy(_read_numpy(array))
+        return _tensor_of(array)
     except (ValueError, EOFError) as error:
         raise DataError(f"tensor {name!r}: its bytes and its shape do not agree") from error
 
 
-def _read_numpy(array: Array) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
-    stream = io.BytesIO(array.data)
-    if array.stype != _NUMPY or np.lib.format.read_magic(stream) != (1, 0):
+def _tensor_of(array: Array) -> torch.Tensor:
+    if min(array.shape, default=0) < 0:
+        raise ValueError("a negative length")
+    if array.stype == _BFLOAT16:
+        words = np.frombuffer(array.data, dtype=np.int16).reshape(array.shape)
+        return torch.from_numpy(words.copy()).view(torch.bfloat16)
+    # The header is compared, never parsed: NumPy's parser evaluates what it is given.
+    header = _numpy_header(array.dtype, tuple(array.shape))
+    if array.stype != _NUMPY or not array.data.startswith(header):
         raise ValueError("not in Flower's array format")
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-    if shape != tuple(array.shape) or str(dtype) != array.dtype or fortran:
-        raise ValueError("the header disagrees with the record")
-    values = np.frombuffer(array.data, dtype=dtype, offset=stream.tell())
+    values = np.frombuffer(array.data, dtype=np.dtype(array.dtype), offset=len(header))
     # Copied: a tensor over the message's read-only bytes could be written to in silence.
-    return values.reshape(shape).copy()
+    return torch.from_numpy(values.reshape(array.shape).copy())

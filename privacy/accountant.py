@@ -51,8 +51,8 @@ def epsilon_of(events: Sequence[DpSgdEvent], delta: float) -> float:
         delta: The chance that the bound fails, > 0 and < 1.
 
     Returns:
-        The smallest epsilon >= 0 that the bound allows, 0.0 for no events; infinite where
-        `delta` is below what the arithmetic can resolve (about 1e-13).
+        An upper bound, >= 0; 0.0 for no events. It ignores sampling where `delta` is too
+        small for the distributions (about 1e-15 times the steps).
 
     Raises:
         InputError: If `delta` is out of range or NaN.
@@ -165,9 +165,7 @@ def _epsilon_of(entries: tuple[_Entry, ...], delta: float) -> float:
     if all(rate == 1 for rate, _, _ in entries) or any(z < _LEAST_NOISE for _, z, _ in entries):
         return _gaussian_epsilon(unsampled, delta)
     epsilon = _epsilon_on_grids(entries, delta)
-    if epsilon <= _MOST_EPSILON:
-        return epsilon
-    return max(_MOST_EPSILON, _gaussian_epsilon(unsampled, delta))
+    return epsilon if epsilon <= _MOST_EPSILON else _gaussian_epsilon(unsampled, delta)
 
 
 def _epsilon_on_grids(entries: tuple[_Entry, ...], delta: float) -> float:

@@ -23,7 +23,9 @@ RELATIVE_SLACK = 1e-6
 # Floats that are squared and summed in one row: short enough for a float32 sum of squares
 # to be right to about 2e-7, long enough that one row costs more than its book-keeping.
 _ROW = 256
-_PIECE = 2**20
+# Bounds the float32 copy of a half-precision tensor. Not smaller, because torch wakes its
+# threads for each piece, and on a busy machine they are slow to come.
+_PIECE = 2**22
 
 # A factor below this leaves the normal numbers of float32 and would lose its digits.
 _SMALLEST_FACTOR = 1e-30

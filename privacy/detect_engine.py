@@ -142,7 +142,7 @@ class _UrlRecognizer(predefined.UrlRecognizer):
         nlp_artifacts: NlpArtifacts | None = None,
         regex_flags: int | None = None,
     ) -> list[RecognizerResult]:
-        """What Presidio finds."""
+        """What Presidio finds, but for hosts with a run of eight dots or more."""
         leaders_gone = _LEADERS.sub(lambda run: "_" * len(run[0]), text)
         return super().analyze(leaders_gone, entities, nlp_artifacts, regex_flags)
 

@@ -112,7 +112,8 @@ class SecureRandomness:
         """
         _check_stddev(stddev)
         # Adding and taking away this number rounds a float64 to a multiple of its last place:
-        # a power of two within a factor of two below stddev * 2^-23.
+        # a power of two within a factor of two below stddev * 2^-23. It does so up to 1e8
+        # standard deviations, far beyond any sum of clipped gradients.
         anchor = 1.5 * 2.0 ** (52 + math.frexp(stddev)[1] - _GRID_BITS)
         for part in target.view(-1).split(_CHUNK):
             noisy = self._doubles(len(part)).mul_(stddev).add_(part.to("cpu"))

@@ -32,6 +32,8 @@ from discreet.privacy.store_segments import KEY_BYTES, Segments
 
 # A chunk is what one worker searches at a time: a tenth of a second of usual texts.
 _CHUNK_TEXTS = 64
+# Few texts are shared out among the workers, but not so thin that one is started for nothing.
+_LEAST_CHUNK_TEXTS = 16
 _CHUNK_CHARS = 100_000
 # A killed run loses the segment it was filling: some seconds of work.
 _SEGMENT_TEXTS = 1_000
@@ -129,7 +131,7 @@ class ScrubbedStore:
         }
         repeats = Counter(key for key in keys if key in missing)
         yield len(block) - repeats.total(), True
-        chunks = list(_chunks_of(missing))
+        chunks = list(_chunks_of(missing, pool.num_workers))
         try:
             found = pool.detect(self._config, ([missing[key] for key in c] for c in chunks))
             for chunk, answers in zip(chunks, found, strict=True):
@@ -141,14 +143,16 @@ class ScrubbedStore:
             outcomes.flush()
 
 
-def _chunks_of(missing: Mapping[bytes, str]) -> Iterator[list[bytes]]:
+def _chunks_of(missing: Mapping[bytes, str], num_workers: int) -> Iterator[list[bytes]]:
     """The keys of texts, few enough at a time that a worker answers soon."""
+    fair_share = -(-len(missing) // num_workers)
+    size = min(_CHUNK_TEXTS, max(_LEAST_CHUNK_TEXTS, fair_share))
     chunk: list[bytes] = []
     num_chars = 0
     for key, text in missing.items():
         chunk.append(key)
         num_chars += len(text)
-        if len(chunk) == _CHUNK_TEXTS or num_chars >= _CHUNK_CHARS:
+        if len(chunk) == size or num_chars >= _CHUNK_CHARS:
             yield chunk
             chunk, num_chars = [], 0
     if chunk:

@@ -19,7 +19,7 @@ MAX_PARAMETERS = 5
 
 # Where a foreign library may be imported: anywhere else it is out of place.
 DOORS = {
-    "flwr": {"app", "link", "grid", "strategy", "simulate", "wire"},
+    "flwr": {"app", "grid", "link", "loop", "strategy", "simulate", "wire"},
     "presidio_analyzer": {"detect"},
     "presidio_anonymizer": {"detect", "scrub"},
     "spacy": {"detect"},

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -24,7 +26,8 @@ def _raw(*texts: str) -> list[RawText]:
 
 def _clean(texts: list[RawText], **config: object) -> tuple[list[RawText], CleanReport]:
     report = CleanReport()
-    cleaned = list(clean(texts, CleanConfig.model_validate(config), report))
+    settings_ = {"boilerplate": True, "duplicates": "near"} | config
+    cleaned = list(clean(texts, CleanConfig.model_validate(settings_), report))
     return cleaned, report
 
 
@@ -36,13 +39,49 @@ def test_labels_owners_and_row_numbers_stay_with_their_texts() -> None:
     assert cleaned == [RawText("one", "a", "x", 3), RawText("two", None, None, 7)]
 
 
-def test_exact_repeats_go_whatever_case_space_or_label_and_the_first_stands() -> None:
-    texts = _raw("Hello  you", "hello you", "other", "HELLO\nYOU")
+def test_equal_texts_with_equal_labels_go_and_the_first_stands() -> None:
+    texts = [
+        RawText("Hello  you", "a", None, 0),
+        RawText("Hello you ", "a", None, 1),
+        RawText("Hello you", "b", None, 2),
+        RawText("hello you", "a", None, 3),
+        RawText("Hello you", None, None, 4),
+    ]
 
     cleaned, report = _clean(texts, duplicates="exact")
 
+    assert [t.row for t in cleaned] == [0, 2, 3, 4]
+    assert (report.num_in, report.num_out, report.exact_duplicates) == (5, 4, 1)
+
+
+def test_under_near_case_and_label_make_no_difference_even_in_short_texts() -> None:
+    cleaned, report = _clean(_raw("Hello  you", "hello you", "other", "HELLO\nYOU"))
+
     assert [(t.text, t.label) for t in cleaned] == [("Hello you", "label0"), ("other", "label2")]
-    assert (report.num_in, report.num_out, report.exact_duplicates) == (4, 2, 2)
+    assert (report.near_duplicates, report.exact_duplicates) == (2, 0)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    pairs=st.lists(
+        st.tuples(st.sampled_from(["a", "A", " a", "a b", "<p>a</p>", ""]), st.sampled_from("xy")),
+        min_size=1,
+        max_size=12,
+    ),
+    place=st.integers(0, 11),
+)
+def test_with_the_defaults_one_text_more_is_at_most_one_text_more_after_cleaning(
+    pairs: list[tuple[str, str]], place: int
+) -> None:
+    texts = [RawText(text, label, None, row) for row, (text, label) in enumerate(pairs)]
+    fewer = [text for text in texts if text.row != place % len(texts)]
+
+    after, before = (
+        Counter((t.text, t.label) for t in clean(some, CleanConfig())) for some in (texts, fewer)
+    )
+
+    assert before - after == Counter()
+    assert (after - before).total() <= 1
 
 
 def test_near_repeats_go_and_different_texts_stay() -> None:
@@ -55,7 +94,7 @@ def test_near_repeats_go_and_different_texts_stay() -> None:
 
 
 def test_exact_only_keeps_near_repeats_and_none_keeps_all() -> None:
-    texts = _raw(LONG, LONG + "!", LONG)
+    texts = [RawText(t, "a", None, i) for i, t in enumerate([LONG, LONG + "!", LONG])]
 
     assert [t.row for t in _clean(texts, duplicates="exact")[0]] == [0, 1]
     assert [t.row for t in _clean(texts, duplicates="none")[0]] == [0, 1, 2]
@@ -123,7 +162,7 @@ def test_a_message_of_one_line_sent_often_is_a_repeat_and_no_boilerplate() -> No
     cleaned, report = _clean(texts)
 
     assert [t.text for t in cleaned] == [FOOTER]
-    assert (report.boilerplate_lines, report.exact_duplicates) == (0, 49)
+    assert (report.boilerplate_lines, report.near_duplicates) == (0, 49)
 
 
 def test_repeats_of_a_letter_do_not_make_its_lines_boilerplate() -> None:
@@ -139,6 +178,7 @@ def test_texts_that_differ_in_boilerplate_alone_are_repeats_after_it() -> None:
     other = "Sent from my telephone, excuse the brevity"
     letters = [f"Letter number {i * i} about things\n{FOOTER}\n{other}" for i in range(10)]
     texts = _raw(*letters, "Same words in both\n" + FOOTER, "Same words in both\n" + other)
+    texts[-1] = replace(texts[-1], label=texts[-2].label)
 
     cleaned, report = _clean(texts, duplicates="exact")
 
@@ -173,7 +213,7 @@ def test_no_more_than_the_window_is_taken_ahead(monkeypatch: pytest.MonkeyPatch)
             taken.append(text.row)
             yield text
 
-    next(clean(source(), CleanConfig()))
+    next(clean(source(), CleanConfig(boilerplate=True)))
 
     assert len(taken) == 5
 

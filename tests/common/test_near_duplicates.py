@@ -67,4 +67,22 @@ def test_a_text_of_many_shingles_is_compared_whole() -> None:
 @pytest.mark.parametrize("text", ["", "abc", "short text", "\ud800" * 30])
 def test_texts_too_short_to_compare_and_lone_surrogates_do_no_harm(text: str) -> None:
     assert not NearDuplicates(0.9).is_repeat(text)
-    assert not ExactDuplicates().is_repeat(text)
+    assert not ExactDuplicates().is_repeat(text, None)
+
+
+def test_exact_repeats_are_pairs_of_text_and_label() -> None:
+    seen = ExactDuplicates()
+
+    repeats = [
+        seen.is_repeat(text, label)
+        for text, label in [
+            ("a", "x"),
+            ("a", "y"),
+            ("a", None),
+            ("a", "x"),
+            ("x\na", ""),
+            ("a", ""),
+        ]
+    ]
+
+    assert repeats == [False, False, False, True, False, False]

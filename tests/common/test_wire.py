@@ -211,3 +211,22 @@ def test_the_bytes_of_a_message_are_its_tensors() -> None:
 def test_flowers_telemetry_is_off_once_the_wire_is_loaded() -> None:
     assert os.environ["FLWR_TELEMETRY_ENABLED"] == "0"
     assert os.environ["FLWR_DISABLE_UPDATE_CHECK"] == "1"
+
+
+@pytest.mark.parametrize(
+    "header", [b"(" * 5000, b"{'descr': '<f4', 'shape': (2,)" + b"[" * 900, b"1" * 60]
+)
+def test_a_header_is_compared_and_never_evaluated(header: bytes) -> None:
+    data = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+    hostile = Array("float32", (2,), "numpy.ndarray", data + b"\0" * 8)
+
+    with pytest.raises(DataError, match="do not agree"):
+        decode_tensors(ArrayRecord({"x": hostile}))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_negative_length_is_refused(dtype: str) -> None:
+    stype = "discreet.bfloat16" if dtype == "bfloat16" else "numpy.ndarray"
+
+    with pytest.raises(DataError, match="do not agree"):
+        decode_tensors(ArrayRecord({"x": Array(dtype, (-1,), stype, b"\0" * 8)}))

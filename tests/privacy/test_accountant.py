@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable
@@ -138,7 +139,7 @@ def test_more_events_never_lower_epsilon(events: list[DpSgdEvent], more: DpSgdEv
 def test_each_round_costs_a_little_more() -> None:
     spent = [epsilon_of([DpSgdEvent(0.064, 1.0, num)], DELTA) for num in range(1, 61)]
 
-    assert all(later > earlier for earlier, later in zip(spent, spent[1:], strict=False))
+    assert all(later > earlier for earlier, later in itertools.pairwise(spent))
 
 
 def test_sixty_rounds_are_accounted_in_under_two_seconds() -> None:
@@ -178,8 +179,11 @@ def test_epsilon_is_infinite_where_noise_is_lost_in_rounding() -> None:
     assert epsilon_of([DpSgdEvent(0.1, 1e-200, 1)], DELTA) == math.inf
 
 
-def test_epsilon_is_infinite_where_delta_cannot_be_resolved() -> None:
-    assert epsilon_of([DpSgdEvent(0.1, 1.0, 10)], 1e-17) >= 500
+def test_a_delta_too_small_for_the_distributions_gets_the_bound_without_sampling() -> None:
+    epsilon = epsilon_of([DpSgdEvent(0.1, 1.0, 10)], 1e-17)
+
+    assert epsilon == epsilon_of([DpSgdEvent(1.0, 1.0, 10)], 1e-17)
+    assert epsilon > epsilon_of([DpSgdEvent(0.1, 1.0, 10)], 1e-10)
 
 
 @pytest.mark.parametrize(

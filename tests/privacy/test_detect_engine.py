@@ -183,7 +183,7 @@ def test_what_stands_at_a_cut_of_a_long_text_is_found(
 
 
 def test_time_grows_with_the_length_and_no_faster(detector: PresidioDetector) -> None:
-    text = "please call 202 555 0143 or write to anna@example.org about the order.\n" * 150
+    text = "please call 202 555 0143 or write to anna@example.org about the order.\n" * 90
 
     def seconds(repeats: int) -> float:
         start = time.process_time()

@@ -340,13 +340,8 @@ def test_an_example_with_a_bad_loss_moves_nothing_but_by_its_absence() -> None:
     marked = Examples(examples.tokens, examples.lengths.clone(), examples.labels)
     marked.lengths[4] = 99
     run_steps(models[0], marked, loss, num_steps=1, setup=setup(Everyone()))
-    run_steps(
-        models[1],
-        examples.select(torch.arange(4)),
-        loss,
-        num_steps=1,
-        setup=setup(Everyone()),
-    )
+    others = examples.select(torch.arange(4))
+    run_steps(models[1], others, loss, num_steps=1, setup=setup(Everyone()))
 
     torch.testing.assert_close(flat(models[0]), flat(models[1]))
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -182,6 +183,20 @@ def test_blocks_and_chunks_and_segments_do_not_change_the_result(
     assert len(list((tmp_path / "b" / "store").iterdir())) > 5
 
 
+@pytest.mark.parametrize(("num_texts", "sizes"), [(10, [10]), (40, [20, 20]), (150, [64, 64, 22])])
+def test_few_texts_are_shared_out_among_the_workers(
+    tmp_path: Path, num_texts: int, sizes: list[int]
+) -> None:
+    seen: list[int] = []
+    pool = StubPool()
+    pool.num_workers = 2
+
+    store = ScrubbedStore(tmp_path / "store", ScrubConfig())
+    store.scrub_all(raw(f"{n}" for n in range(num_texts)), pool=pool, on_progress=seen.append)
+
+    assert [after - before for before, after in pairwise(seen)] == sizes
+
+
 def test_no_texts_give_no_texts(tmp_path: Path) -> None:
     seen: list[int] = []
 
@@ -297,6 +312,7 @@ def test_public_texts_need_no_cache() -> None:
 # What follows runs the store in a process of its own: it is killed, interrupted or looked at.
 PROGRAM = """
 import json, sys
+from itertools import pairwise
 from pathlib import Path
 from discreet.common.corpus import RawText
 from discreet.common.site import ScrubConfig
