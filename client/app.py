@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from flwr.app import Context, Message
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from discreet.client.runtime import SiteRuntime
 from discreet.common.errors import DataError, RefusalCode
-from discreet.common.wire import read_task, refusal_content, reply_content
+from discreet.common.wire import TrainTask, read_task, refusal_content, reply_content
 
 
 def make_client_app(runtime_of: Callable[[Context], SiteRuntime]) -> ClientApp:
@@ -19,18 +19,27 @@ def make_client_app(runtime_of: Callable[[Context], SiteRuntime]) -> ClientApp:
         runtime_of: Gives the site that a node stands for.
     """
     app = ClientApp()
+    last: list[tuple[object, object, TrainTask]] = []
+
+    def task_of(content: RecordDict) -> TrainTask:
+        # In one process every site of a round is handed the same records: read once.
+        records = content.get("task"), content.get("weights")
+        if not last or last[0][0] is not records[0] or last[0][1] is not records[1]:
+            last[:] = [(*records, read_task(content))]
+        return last[0][2]
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
         """Answer with an update, or with the code of a refusal."""
         try:
-            task = read_task(message.content)
+            task = task_of(message.content)
         except DataError:
             return Message(refusal_content(RefusalCode.PLAN), reply_to=message)
         answer = runtime_of(context).answer(task)
         if isinstance(answer, RefusalCode):
             return Message(refusal_content(answer), reply_to=message)
-        content = reply_content(answer.update, dtype=answer.dtype, num_examples=answer.num_examples)
+        kept, size = answer.kept, answer.num_examples
+        content = reply_content(kept.arrays, sha256=kept.sha256, num_examples=size)
         return Message(content, reply_to=message)
 
     return app

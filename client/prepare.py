@@ -72,13 +72,7 @@ def prepare(
     if not path.exists():
         content = _clean_and_scrub(site, source, pool, on_progress)
         write_private(path, _seal(site, path, content))
-    prepared = _from_parquet(_unseal(site, path, path.read_bytes()), path)
-    if len(prepared.texts) < MIN_EXAMPLES:
-        raise DataError(
-            f"site {site.name}: must have at least {MIN_EXAMPLES} texts after cleaning and "
-            f"scrubbing, got {len(prepared.texts)}: give it more text, or make fewer sites"
-        )
-    return prepared
+    return _from_parquet(_unseal(site, path, path.read_bytes()), path)
 
 
 def _clean_and_scrub(
@@ -98,6 +92,12 @@ def _clean_and_scrub(
         on_progress=on_progress,
         report=scrubbing,
     )
+    # Before anything is written: else the next run would take this site for a ready one.
+    if len(texts) < MIN_EXAMPLES:
+        raise DataError(
+            f"site {site.name}: must have at least {MIN_EXAMPLES} texts after cleaning and "
+            f"scrubbing, got {len(texts)}: give it more text, or make fewer sites"
+        )
     counts = {
         "rows": cleaning.num_in,
         "cleaned": cleaning.num_out,

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from discreet.client.outbox import Outbox
+from discreet.client.outbox import KeptUpdate, Outbox
 from discreet.client.policy import check_policy
 from discreet.client.prepare import PreparedTexts
 from discreet.client.training import Round, debit_round, new_model, randomness_for, train_round
@@ -30,8 +30,7 @@ from discreet.common.layers import TextModel
 from discreet.common.plan import Plan, TokensConfig
 from discreet.common.site import Site
 from discreet.common.tokens import Examples, Tokenizer
-from discreet.common.update import ClippedUpdate
-from discreet.common.wire import TrainTask
+from discreet.common.wire import TrainTask, encode_update
 from discreet.privacy.ledger import Ceiling, Ledger
 
 _log = logging.getLogger(__name__)
@@ -43,13 +42,11 @@ class Answer:
     """What a site sends for a round.
 
     Attributes:
-        update: The clipped update.
-        dtype: Number format on the wire.
+        kept: The update as it crosses the wire, and its hash.
         num_examples: The site's size where plan and policy ask for it, else none.
     """
 
-    update: ClippedUpdate
-    dtype: str
+    kept: KeptUpdate
     num_examples: int | None
 
 
@@ -68,7 +65,7 @@ class SiteRuntime:
         self._examples: tuple[str, Examples] | None = None
         site.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.ledger = Ledger.open(site.state_dir / "ledger.sqlite", data_set=site.name)
-        self._outbox = Outbox(site.state_dir / "outbox")
+        self._outbox = Outbox(site.state_dir / "outbox.bin")
 
     def close(self) -> None:
         """Close the ledger."""
@@ -101,15 +98,15 @@ class SiteRuntime:
         size = len(examples) if plan.federation.weights == "declared" else None
         asked = Round(task.run, task.round_number)
         key = f"{plan.fingerprint}/{asked.run}/{asked.number}/{task.weights_sha256}"
-        bound = plan.federation.update_clipping_norm
-        update = self._outbox.load(key=key, clipping_norm=bound)
-        if update is None:
+        kept = self._outbox.load(key=key)
+        if kept is None:
             debit_round(self.ledger, plan, asked, self.ceiling)
             randomness = randomness_for(plan, self.site.name, asked)
             model = _model_of_thread(plan)
             update = train_round(model, task.weights, examples, plan, randomness)
-            self._outbox.save(update, key=key)
-        return Answer(update, plan.federation.update_dtype, size)
+            arrays = encode_update(update, dtype=plan.federation.update_dtype)
+            kept = self._outbox.save(arrays, key=key)
+        return Answer(kept, size)
 
     def _examples_for(self, plan: Plan) -> Examples:
         if self._examples is None or self._examples[0] != plan.fingerprint:

@@ -5,6 +5,7 @@ The ledger is debited before the text is touched, so a crash can only over-count
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from dataclasses import dataclass
 
@@ -82,8 +83,14 @@ def randomness_for(plan: Plan, site: str, asked: Round) -> Randomness:
     Without privacy there is no noise, and sampling is seeded so that a run can be repeated.
     """
     if plan.is_private:
-        return SecureRandomness()
+        return _secure_randomness()
     return InsecureRandomness(_seed(plan.training.seed, site, asked.number))
+
+
+@functools.cache
+def _secure_randomness() -> SecureRandomness:
+    # One a process: it may be shared by threads, and takes a new key after a fork.
+    return SecureRandomness()
 
 
 def new_model(plan: Plan, vocabulary_size: int) -> TextModel:

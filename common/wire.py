@@ -23,11 +23,15 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
 import numpy as np
+import orjson
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from discreet.common.errors import DataError, RefusalCode
 from discreet.common.update import ClippedUpdate, Update, Weights
+
+TensorRecord = ArrayRecord
+"""Named tensors as Flower carries them."""
 
 PROTOCOL_VERSION = 1
 """Raised whenever a field changes its meaning; both sides refuse another one."""
@@ -63,7 +67,11 @@ class TrainTask:
 
 def encode_tensors(tensors: Mapping[str, torch.Tensor]) -> ArrayRecord:
     """Pack named tensors of any shape, float64 / float32 / float16 / bfloat16."""
-    return ArrayRecord({name: _encode_tensor(tensor) for name, tensor in tensors.items()})
+    record = ArrayRecord()
+    # Flower's constructor would copy every array once more.
+    for name, tensor in tensors.items():
+        record[name] = _encode_tensor(tensor)
+    return record
 
 
 def decode_tensors(record: ArrayRecord) -> dict[str, torch.Tensor]:
@@ -122,23 +130,53 @@ def read_task(content: RecordDict) -> TrainTask:
     return TrainTask(run, number, plan, Weights(decode_tensors(arrays)), digest)
 
 
+def encode_update(update: ClippedUpdate, *, dtype: str) -> ArrayRecord:
+    """Pack a clipped update in the plan's number format, `float32` or `bfloat16`."""
+    return encode_tensors({name: t.to(_DTYPES[dtype]) for name, t in update.items()})
+
+
 def reply_content(
-    update: ClippedUpdate, *, dtype: str, num_examples: int | None = None
+    arrays: ArrayRecord, *, sha256: str | None = None, num_examples: int | None = None
 ) -> RecordDict:
     """The message that carries a clipped update.
 
     Args:
-        update: Parameter name -> tensor.
-        dtype: `float32` or `bfloat16`: number format on the wire.
+        arrays: What `encode_update` made.
+        sha256: Its `tensors_sha256`, where the caller has it.
         num_examples: The site's size, a private number: only where plan and policy ask for it.
     """
-    arrays = encode_tensors({name: t.to(_DTYPES[dtype]) for name, t in update.items()})
     reply = ConfigRecord(
-        {"version": PROTOCOL_VERSION, "code": "", "sha256": tensors_sha256(arrays)}
+        {"version": PROTOCOL_VERSION, "code": "", "sha256": sha256 or tensors_sha256(arrays)}
     )
     if num_examples is not None:
         reply["num_examples"] = num_examples
     return RecordDict({"reply": reply, "update": arrays})
+
+
+def pack_arrays(arrays: ArrayRecord) -> bytes:
+    """Arrays as one string of bytes, for a file: a line of JSON, then the tensors."""
+    header = [[n, a.dtype, a.shape, a.stype, len(a.data)] for n, a in arrays.items()]
+    return b"".join((orjson.dumps(header), b"\n", *(array.data for array in arrays.values())))
+
+
+def unpack_arrays(content: bytes) -> ArrayRecord:
+    """What `pack_arrays` packed.
+
+    Raises:
+        DataError: If it is something else.
+    """
+    line, _, rest = content.partition(b"\n")
+    record = ArrayRecord()
+    try:
+        start = 0
+        for name, dtype, shape, stype, size in orjson.loads(line):
+            record[name] = Array(dtype, tuple(shape), stype, rest[start : start + size])
+            start += size
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            "packed arrays must be what `pack_arrays` made: they were damaged"
+        ) from error
+    return record
 
 
 def refusal_content(code: RefusalCode) -> RecordDict:
@@ -156,8 +194,8 @@ def read_reply(content: RecordDict) -> Update | RefusalCode:
     Raises:
         DataError: If the version, a field or the hash is not what it must be.
     """
-    reply = content.config_records.get("reply")
-    if reply is None:
+    reply = content.get("reply")
+    if not isinstance(reply, ConfigRecord):
         raise DataError("a client's answer has no reply record: is it another program?")
     _check_version(reply)
     if code := reply.get("code"):
@@ -175,16 +213,18 @@ def declared_size(content: RecordDict) -> int:
     Raises:
         DataError: If it declared none, or one that is not a whole number above 0.
     """
-    size = content.config_records["reply"].get("num_examples")
+    reply = content.get("reply")
+    size = reply.get("num_examples") if isinstance(reply, ConfigRecord) else None
     if not (isinstance(size, int) and size > 0):
         raise DataError("a client's answer declares no size, which federation.weights asks for")
     return size
 
 
 def _records(content: RecordDict, config: str, arrays: str) -> tuple[ConfigRecord, ArrayRecord]:
-    if config not in content.config_records or arrays not in content.array_records:
+    found = content.get(config), content.get(arrays)
+    if not (isinstance(found[0], ConfigRecord) and isinstance(found[1], ArrayRecord)):
         raise DataError(f"a message lacks its {config} or {arrays} record")
-    return content.config_records[config], content.array_records[arrays]
+    return found[0], found[1]
 
 
 def _check_version(record: ConfigRecord) -> None:

@@ -20,12 +20,9 @@ from discreet.common.update import ClippedUpdate, Update
 RELATIVE_SLACK = 1e-6
 """The bound holds up to this share of it."""
 
-# Floats that are squared and summed in one row: short enough for a float32 sum of squares
-# to be right to about 2e-7, long enough that one row costs more than its book-keeping.
-_ROW = 256
-# Bounds the float32 copy of a half-precision tensor. Not smaller, because torch wakes its
-# threads for each piece, and on a busy machine they are slow to come.
-_PIECE = 2**22
+# Floats that are squared and summed at once: few enough for a float32 sum of squares to be
+# right to about 1e-7 and to stay in one thread, enough to cost more than their book-keeping.
+_PIECE = 2**16
 
 # A factor below this leaves the normal numbers of float32 and would lose its digits.
 _SMALLEST_FACTOR = 1e-30
@@ -119,17 +116,14 @@ def norm_of(tensors: Mapping[str, torch.Tensor]) -> float:
 def _square_sum(tensor: torch.Tensor) -> float:
     total = 0.0
     for piece in tensor.reshape(-1).split(_PIECE):
-        square = _row_square_sum(piece.float() if piece.element_size() < 4 else piece)
+        values = piece.float() if piece.element_size() < 4 else piece
+        square = float(torch.dot(values, values))
         # A float32 square overflows from 2e19 on and is zero below 1e-23; float64 holds both.
-        total += square if 1e-30 < square < math.inf else _row_square_sum(piece.double())
+        if not 1e-30 < square < math.inf:
+            values = piece.double()
+            square = float(torch.dot(values, values))
+        total += square
     return total
-
-
-def _row_square_sum(piece: torch.Tensor) -> float:
-    whole = piece.numel() // _ROW * _ROW
-    rows = torch.linalg.vector_norm(piece[:whole].view(-1, _ROW), dim=1)
-    rest = torch.linalg.vector_norm(piece[whole:])
-    return float(rows.double().square().sum() + rest.double().square())
 
 
 def _largest_eps(update: Update) -> float:

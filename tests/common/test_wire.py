@@ -4,6 +4,10 @@ import os
 
 import pytest
 import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from hypothesis import given
+from hypothesis import strategies as st
+
 from discreet.common.errors import DataError, RefusalCode
 from discreet.common.update import ClippedUpdate
 from discreet.common.wire import (
@@ -11,17 +15,17 @@ from discreet.common.wire import (
     declared_size,
     decode_tensors,
     encode_tensors,
+    encode_update,
     num_bytes,
+    pack_arrays,
     read_reply,
     read_task,
     refusal_content,
     reply_content,
     tensors_sha256,
     train_content,
+    unpack_arrays,
 )
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
-from hypothesis import given
-from hypothesis import strategies as st
 
 SHAPES = st.lists(st.integers(0, 4), max_size=3).map(tuple)
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -100,7 +104,7 @@ def test_a_header_that_disagrees_with_the_record_is_refused() -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_an_update_arrives_in_the_plans_number_format(dtype: str) -> None:
-    received = read_reply(reply_content(update(), dtype=dtype))
+    received = read_reply(reply_content(encode_update(update(), dtype=dtype)))
 
     assert not isinstance(received, RefusalCode)
     assert {str(t.dtype) for t in received.values()} == {f"torch.{dtype}"}
@@ -108,7 +112,7 @@ def test_an_update_arrives_in_the_plans_number_format(dtype: str) -> None:
 
 
 def test_nothing_leaves_a_client_but_the_update_and_constants() -> None:
-    content = reply_content(update(), dtype="float32")
+    content = reply_content(encode_update(update(), dtype="float32"))
 
     assert set(content) == {"reply", "update"}
     assert set(content["reply"]) == {"version", "code", "sha256"}
@@ -117,11 +121,11 @@ def test_nothing_leaves_a_client_but_the_update_and_constants() -> None:
 
 
 def test_a_size_travels_only_where_it_is_declared() -> None:
-    declared = reply_content(update(), dtype="float32", num_examples=7)
+    declared = reply_content(encode_update(update(), dtype="float32"), num_examples=7)
 
     assert declared_size(declared) == 7
     with pytest.raises(DataError, match="declares no size"):
-        declared_size(reply_content(update(), dtype="float32"))
+        declared_size(reply_content(encode_update(update(), dtype="float32")))
 
 
 @pytest.mark.parametrize("size", [0, -1, 1.5, "7"])
@@ -150,7 +154,7 @@ def test_an_unknown_refusal_code_is_refused() -> None:
 
 
 def test_a_reply_of_another_version_is_refused() -> None:
-    content = reply_content(update(), dtype="float32")
+    content = reply_content(encode_update(update(), dtype="float32"))
     content["reply"]["version"] = PROTOCOL_VERSION + 1
 
     with pytest.raises(DataError, match="protocol version must be 1, got 2"):
@@ -158,11 +162,9 @@ def test_a_reply_of_another_version_is_refused() -> None:
 
 
 def test_a_damaged_update_is_refused() -> None:
-    content = reply_content(update(), dtype="float32")
+    content = reply_content(encode_update(update(), dtype="float32"))
     array = content["update"]["w"]
-    content["update"]["w"] = Array(
-        array.dtype, array.shape, array.stype, array.data[:-1] + b"\x01"
-    )
+    content["update"]["w"] = Array(array.dtype, array.shape, array.stype, array.data[:-1] + b"\x01")
 
     with pytest.raises(DataError, match="do not match its hash"):
         read_reply(content)
@@ -171,7 +173,7 @@ def test_a_damaged_update_is_refused() -> None:
 def test_a_reply_without_records_is_refused() -> None:
     with pytest.raises(DataError, match="no reply record"):
         read_reply(RecordDict())
-    content = reply_content(update(), dtype="float32")
+    content = reply_content(encode_update(update(), dtype="float32"))
     del content["update"]
     with pytest.raises(DataError, match="lacks its reply or update"):
         read_reply(content)
@@ -203,7 +205,9 @@ def test_the_hash_covers_names_types_and_shapes() -> None:
 
 
 def test_the_bytes_of_a_message_are_its_tensors() -> None:
-    content = reply_content(ClippedUpdate({"w": torch.zeros(100).bfloat16()}), dtype="bfloat16")
+    update = ClippedUpdate({"w": torch.zeros(100)})
+
+    content = reply_content(encode_update(update, dtype="bfloat16"))
 
     assert num_bytes(content) == 200
 
@@ -230,3 +234,16 @@ def test_a_negative_length_is_refused(dtype: str) -> None:
 
     with pytest.raises(DataError, match="do not agree"):
         decode_tensors(ArrayRecord({"x": Array(dtype, (-1,), stype, b"\0" * 8)}))
+
+
+@given(shape=SHAPES, dtype=st.sampled_from(DTYPES))
+def test_packed_arrays_unpack_to_the_same_bytes(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    arrays = encode_tensors({"x": torch.randn(shape).to(dtype), "y": torch.ones(2)})
+
+    assert tensors_sha256(unpack_arrays(pack_arrays(arrays))) == tensors_sha256(arrays)
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]\n", b"nothing", b'[["x","float32",[2],3,8]]\n'])
+def test_what_was_not_packed_is_refused(content: bytes) -> None:
+    with pytest.raises(DataError, match="damaged"):
+        unpack_arrays(content)
