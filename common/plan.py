@@ -276,7 +276,7 @@ class SimulationConfig(Section):
     clean: CleanConfig = CleanConfig()
     scrub: ScrubConfig = ScrubConfig()
     policy: PolicyConfig | None = None
-    sites: dict[str, SiteOverride] = {}
+    sites: dict[str, SiteOverride] = Field(default_factory=dict)
     max_threads: PositiveInt | None = None
 
 

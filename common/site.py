@@ -44,7 +44,7 @@ class CorpusConfig(Section):
     text_field: Name = "text"
     label_field: Name | None = "label"
     owner_field: Name | None = None
-    where: dict[str, str] = {}
+    where: dict[str, str] = Field(default_factory=dict)
     encoding: str | None = None
     strict: bool = False
 
@@ -90,7 +90,7 @@ class ScrubConfig(Section):
     enabled: bool = True
     languages: Annotated[tuple[Literal["en", "zh"], ...], Field(min_length=1)] = ("en",)
     default: Action = "placeholder"
-    entities: dict[str, Action] = {}
+    entities: dict[str, Action] = Field(default_factory=dict)
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.35
     workers: PositiveInt | None = None
     encrypt: bool = False

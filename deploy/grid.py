@@ -15,7 +15,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
-import torch
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
@@ -130,24 +129,21 @@ class LocalGrid(Grid):
     def _run_in_threads(
         self, messages: Iterator[Message], threads: int
     ) -> Iterator[tuple[Message, Message]]:
-        # One site a core: the cores are shared between sites, not within one.
-        before = torch.get_num_threads()
-        torch.set_num_threads(1)
         queue: deque[tuple[Message, Future[Message]]] = deque()
-        try:
-            with ThreadPoolExecutor(threads) as pool:
+        with ThreadPoolExecutor(threads) as pool:
+            try:
                 for message in messages:
                     queue.append((message, pool.submit(self._run_one, message)))
+                    # One more than there are threads, so that none waits for the server.
                     if len(queue) > threads:
                         done, future = queue.popleft()
                         yield done, future.result()
                 while queue:
                     done, future = queue.popleft()
                     yield done, future.result()
-        finally:
-            for _, future in queue:
-                future.cancel()
-            torch.set_num_threads(before)
+            finally:
+                for _, future in queue:
+                    future.cancel()
 
     def _run_one(self, message: Message) -> Message:
         if self._should_stop():

@@ -51,13 +51,12 @@ def _update(seed: int) -> dict[str, object]:
     import torch
 
     generator = torch.Generator().manual_seed(seed)
-    return {
-        f"layer{i}": torch.randn(_ROWS, _COLUMNS, generator=generator) for i in range(_TENSORS)
-    }
+    return {f"layer{i}": torch.randn(_ROWS, _COLUMNS, generator=generator) for i in range(_TENSORS)}
 
 
 def _time() -> dict[str, list[float]]:
     import torch
+
     from discreet.common.update import ClippedUpdate, Update
     from discreet.privacy.clip import check_clipped
     from discreet.server.aggregate import StreamingMean

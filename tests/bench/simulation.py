@@ -10,6 +10,7 @@ Run as a child: `simulation.py SITES DIR` prints CPU-seconds of rounds, both way
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -24,7 +25,23 @@ from pathlib import Path
 from measure import Figure, compared, figure
 
 _TEXTS, _ROUNDS = 64, 6
-_WORDS = "the bill late card again when money order parcel lost help please refund charge app".split()
+_WORDS = [
+    "the",
+    "bill",
+    "late",
+    "card",
+    "again",
+    "when",
+    "money",
+    "order",
+    "parcel",
+    "lost",
+    "help",
+    "please",
+    "refund",
+    "charge",
+    "app",
+]
 
 
 def figures() -> Iterator[Figure]:
@@ -66,9 +83,7 @@ def _first_round(folder: Path) -> Iterator[Figure]:
         unit="s from the start of the process, 100 prepared sites",
         aim="under 3 s",
     )
-    yield figure(
-        "simulation.peak_memory", peaks, unit="MB, 100 prepared sites", aim="under 400 MB"
-    )
+    yield figure("simulation.peak_memory", peaks, unit="MB, 100 prepared sites", aim="under 400 MB")
 
 
 def _child(*arguments: str) -> dict[str, list[float]]:
@@ -101,7 +116,6 @@ def _write_plan(folder: Path, num_sites: int) -> Path:
         "simulation": {
             "data": {"path": "texts.jsonl"},
             "num_sites": num_sites,
-            "max_threads": 1,
             "clean": {"duplicates": "none", "boilerplate": False},
             "policy": {"epsilon": 1e6, "delta": 1e-5},
         },
@@ -136,6 +150,7 @@ class _Stopwatch:
 
 def _measure(num_sites: int, folder: Path) -> dict[str, list[float]]:
     import torch
+
     from discreet.common.config import load_plan
     from discreet.deploy.simulate import SimulateOptions, simulate
 
@@ -145,7 +160,7 @@ def _measure(num_sites: int, folder: Path) -> dict[str, list[float]]:
     options = SimulateOptions(state_dir=folder / "state", resume=False)
     simulate(plan, folder / "run", options=options, progress=watch)
     times = watch.times
-    simulated = [after - before for before, after in zip(times, times[1:], strict=False)]
+    simulated = [after - before for before, after in itertools.pairwise(times)]
     return {"simulated": simulated, "bare": _bare_loop(folder, num_sites, len(simulated))}
 
 

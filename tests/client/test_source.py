@@ -70,5 +70,5 @@ def test_a_source_can_be_read_more_than_once(corpus: Path) -> None:
 
 
 def test_a_missing_file_is_refused_at_once(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="missing.jsonl"):
+    with pytest.raises(DataError, match=r"missing\.jsonl"):
         corpus_source(CorpusConfig(path=str(tmp_path / "missing.jsonl")))

@@ -3,12 +3,13 @@
 from collections import Counter
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from discreet.common.corpus import RawText
 from discreet.common.errors import ConfigError
 from discreet.common.plan import PartitionConfig
 from discreet.deploy.partition import deal, site_name
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 
 def rows(num: int, *, labels: int = 2, owners: int = 5) -> list[RawText]:
@@ -22,9 +23,7 @@ def rows(num: int, *, labels: int = 2, owners: int = 5) -> list[RawText]:
     kind=st.sampled_from(["iid", "dirichlet"]),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_every_row_goes_to_exactly_one_site(
-    num: int, num_sites: int, kind: str, seed: int
-) -> None:
+def test_every_row_goes_to_exactly_one_site(num: int, num_sites: int, kind: str, seed: int) -> None:
     config = PartitionConfig.model_validate({"kind": kind, "seed": seed})
 
     sites = deal(rows(num), config, num_sites)

@@ -9,7 +9,7 @@ import torch
 
 from discreet.common.errors import RefusalCode
 from discreet.common.update import ClippedUpdate
-from discreet.common.wire import refusal_content, reply_content
+from discreet.common.wire import encode_update, refusal_content, reply_content
 
 # isort: split
 from flwr.app import Error, Message, RecordDict
@@ -81,7 +81,9 @@ def update_of(value: float) -> ClippedUpdate:
 
 
 def sends(value: float, *, dtype: str = "float32", num_examples: int | None = None) -> Answer:
-    return answer_with(reply_content(update_of(value), dtype=dtype, num_examples=num_examples))
+    return answer_with(
+        reply_content(encode_update(update_of(value), dtype=dtype), num_examples=num_examples)
+    )
 
 
 def refuses(code: RefusalCode) -> Answer:

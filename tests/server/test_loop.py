@@ -15,7 +15,7 @@ from discreet.common.errors import ConfigError, RefusalCode
 from discreet.common.plan import Plan
 from discreet.common.scores import ClassScores, Scores
 from discreet.common.update import ClippedUpdate, Weights
-from discreet.common.wire import read_task, reply_content
+from discreet.common.wire import encode_update, read_task, reply_content
 from discreet.privacy.mechanism import planned_epsilon
 from discreet.server.app import make_server_app
 from discreet.server.checkpoint import Checkpoint, load_checkpoint
@@ -37,7 +37,7 @@ def _drifts(message: Message) -> Message:
     """An update that depends on the weights, so that order and state matter."""
     weights = read_task(message.content).weights
     update = ClippedUpdate({name: 0.5 * torch.cos(3 * t + 0.1) for name, t in weights.items()})
-    return Message(reply_content(update, dtype="float32"), reply_to=message)
+    return Message(reply_content(encode_update(update, dtype="float32")), reply_to=message)
 
 
 def test_rounds_are_recorded_in_order(

@@ -28,6 +28,7 @@ from discreet.common.update import ClippedUpdate, Weights
 from discreet.common.wire import (
     PROTOCOL_VERSION,
     encode_tensors,
+    encode_update,
     read_task,
     reply_content,
     tensors_sha256,
@@ -80,11 +81,11 @@ def test_sites_get_the_run_the_round_the_plan_and_the_weights(
 
 
 def _with_tensors(**tensors: torch.Tensor) -> Answer:
-    return answer_with(reply_content(ClippedUpdate(tensors), dtype="float32"))
+    return answer_with(reply_content(encode_update(ClippedUpdate(tensors), dtype="float32")))
 
 
 def _answers_with_a_wrong_hash(message: Message) -> Message:
-    content = reply_content(update_of(1.0), dtype="float32")
+    content = reply_content(encode_update(update_of(1.0), dtype="float32"))
     content.config_records["reply"]["sha256"] = "0" * 64
     return Message(content, reply_to=message)
 
@@ -100,7 +101,7 @@ def _answers_with_a_hostile_header(message: Message) -> Message:
 
 def _answers_an_older_round(message: Message) -> Message:
     older = Message(RecordDict(), message.metadata.dst_node_id, "train", group_id="0")
-    return Message(reply_content(update_of(1.0), dtype="float32"), reply_to=older)
+    return Message(reply_content(encode_update(update_of(1.0), dtype="float32")), reply_to=older)
 
 
 LEFT_OUT: dict[str, tuple[Answer, FailureCause]] = {
@@ -338,7 +339,7 @@ def test_at_most_two_replies_are_alive_at_a_time(
 
 
 def _fresh(message: Message) -> Message:
-    return Message(reply_content(update_of(1.0), dtype="float32"), reply_to=message)
+    return Message(reply_content(encode_update(update_of(1.0), dtype="float32")), reply_to=message)
 
 
 def test_flowers_own_loop_runs_the_strategy(make_plan: MakePlan, start_weights: Weights) -> None:
