@@ -55,7 +55,8 @@ class LinearClassifier(TextModel):
         usual = rarity.norm(dim=1) / (rarity > 0).sum(1).sqrt()
         rows = functional.pad(buckets, (0, 1), value=self.buckets)
         factors = functional.normalize(torch.cat((rarity, usual[:, None]), 1), dim=1)
-        return torch.bmm(factors[:, None], self.weights(rows)).squeeze(1)
+        weights = self.weights(rows)
+        return torch.bmm(factors[:, None].to(weights.dtype), weights).squeeze(1)
 
 
 def distinct_ngrams(

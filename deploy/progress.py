@@ -24,6 +24,7 @@ from rich.progress import (
 )
 from rich.progress import Progress as RichBar
 
+from discreet.server.guarantee import rounded_up
 from discreet.server.history import RoundRecord, RunSummary, SiteSummary
 
 MAX_SITES_SHOWN = 20
@@ -266,7 +267,7 @@ def guarantee_line(summary: RunSummary) -> str:
     if guarantee.epsilon is None or guarantee.delta is None:
         return "privacy  none: nothing bounds what the model gives away about a text"
     return (
-        f"privacy  epsilon {guarantee.epsilon:.2f} at delta {guarantee.delta:g}, "
+        f"privacy  epsilon {_number(guarantee.epsilon)} at delta {guarantee.delta:g}, "
         f"unit {guarantee.unit}, {guarantee.relation}; the report states it whole"
     )
 
@@ -292,7 +293,8 @@ def _site_row(site: SiteSummary) -> tuple[str, str, str, str]:
 
 
 def _number(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.2f}"
+    # Up, never down: no screen shows less than was spent.
+    return "unknown" if value is None else f"{rounded_up(value, 2):.2f}"
 
 
 def _write(file: TextIO, line: str) -> None:

@@ -96,8 +96,9 @@ _NOT_PROTECTED = (
     "A person, as such: who wrote several examples is protected for each of them, and for k of "
     "them together only at about k times the epsilon, with a larger delta.",
     "What is public in the plan: the labels, the tokenizer, the sample rate, the number of steps.",
-    "Which texts a site trains on: repeats and boilerplate are found by looking at all of its "
-    "texts together, before training. The unit is an example as it stands after that.",
+    "Which texts a site trains on, where its cleaning drops near-repeats or boilerplate (both off "
+    "by default): these are found by looking at all of its texts together, and the unit is then "
+    "an example as it stands after that. Exact repeats are dropped at no such cost.",
     "That a site took part, when it answered and how long it took, and that it refused.",
     "What the model rightly learns about all texts in common: that is what it is for.",
     "The server's own test split: it is public, and the scores are measured on it.",

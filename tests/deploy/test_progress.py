@@ -111,7 +111,7 @@ def test_a_round_is_one_line_with_the_unit_beside_the_epsilon() -> None:
     line = round_line(ROUND, 30, is_private=True)
 
     assert line == (
-        "round  3/30  sites 9/10  accuracy 0.9713  epsilon 4.21 (unit example)  0.46 s  "
+        "round  3/30  sites 9/10  accuracy 0.9713  epsilon 4.22 (unit example)  0.46 s  "
         "1 refused, 0 failed"
     )
 

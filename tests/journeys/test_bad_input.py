@@ -62,9 +62,9 @@ def test_a_wrong_field_is_named_with_the_fields_that_there_are(
 
     line = line_of(tmp_path)
 
-    assert setting in line
-    assert "message" in line
-    assert "author" in line
+    assert str(tmp_path / "texts.jsonl") in line
+    assert "'message' is missing" in line
+    assert "'text', 'label', 'author'" in line
 
 
 def test_a_wrong_field_to_deal_by_is_named(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_a_wrong_field_to_deal_by_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["texts.jsonl", "texts.csv", "texts.txt", "texts.parquet"])
 def test_a_binary_file_is_named_whatever_it_calls_itself(tmp_path: Path, name: str) -> None:
     write_run(tmp_path, simulation={"data": {"path": name}})
-    (tmp_path / name).write_bytes(random.Random(5).randbytes(20_000))  # noqa: S311
+    (tmp_path / name).write_bytes(random.Random(5).randbytes(20_000))
 
     assert str(tmp_path / name) in line_of(tmp_path)
 
@@ -97,14 +97,14 @@ def test_one_label_in_the_data_is_not_enough(tmp_path: Path) -> None:
 
 
 def test_more_classes_than_the_plan_are_counted_and_not_named(tmp_path: Path) -> None:
-    secret = "zyxwvut-canary"
-    content = [*rows(), {"text": "soup", "label": secret}]
+    canary = "zyxwvut-canary"
+    content = [*rows(), {"text": "soup", "label": canary}]
 
     line = line_of(with_rows(tmp_path, content))
 
     assert "task.labels" in line
     assert "1 of 25 rows" in line
-    assert secret not in line
+    assert canary not in line
 
 
 @pytest.mark.parametrize(("num_sites", "num_rows"), [(24, 24), (30, 24), (13, 24)])
@@ -219,7 +219,7 @@ def test_a_wrong_setting_is_named_with_what_it_must_be(
 def test_what_is_not_a_number_is_refused(tmp_path: Path, setting: str) -> None:
     write_run(tmp_path)
 
-    assert setting.split("=")[0] in line_of(tmp_path, "--set", setting)
+    assert setting.partition("=")[0] in line_of(tmp_path, "--set", setting)
 
 
 def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
@@ -270,7 +270,7 @@ def test_a_damaged_run_is_not_resumed_and_the_file_is_named(tmp_path: Path, what
         "store": next(run_dir.glob("sites/site-0001/store/prepared-*")),
     }[what]
     content = path.read_bytes()
-    path.write_bytes(content[: len(content) // 3])
+    path.write_bytes(content[: len(content) // 3] + b"\0\xff{")
 
     result = simulate("--resume", run_dir)
 
