@@ -9,14 +9,28 @@ from flwr.clientapp import ClientApp
 
 from discreet.client.runtime import SiteRuntime
 from discreet.common.errors import DataError, RefusalCode
-from discreet.common.wire import TrainTask, read_task, refusal_content, reply_content
+from discreet.common.wire import (
+    TrainTask,
+    over_content,
+    read_over,
+    read_task,
+    refusal_content,
+    reply_content,
+)
 
 
-def make_client_app(runtime_of: Callable[[Context], SiteRuntime]) -> ClientApp:
+def _ignore(run: str, is_finished: bool) -> None:
+    pass
+
+
+def make_client_app(
+    runtime_of: Callable[[Context], SiteRuntime], on_over: Callable[[str, bool], None] = _ignore
+) -> ClientApp:
     """A client app whose site is found by the node's context.
 
     Args:
         runtime_of: Gives the site that a node stands for.
+        on_over: Told that a run is over: its identity, and whether all its rounds were run.
     """
     app = ClientApp()
     last: list[tuple[object, object, TrainTask]] = []
@@ -41,5 +55,13 @@ def make_client_app(runtime_of: Callable[[Context], SiteRuntime]) -> ClientApp:
         kept, size = answer.kept, answer.num_examples
         content = reply_content(kept.arrays, sha256=kept.sha256, num_examples=size)
         return Message(content, reply_to=message)
+
+    @app.query()
+    def over(message: Message, context: Context) -> Message:
+        """Hear that a run is over. The answer says no more than that it was heard."""
+        told = read_over(message.content)
+        if told is not None:
+            on_over(*told)
+        return Message(over_content(*(told or ("", False))), reply_to=message)
 
     return app

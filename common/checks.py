@@ -49,8 +49,19 @@ Probability = AfterValidator(_probability)
 Rate = AfterValidator(_rate)
 """Above 0 and at most 1."""
 
+
+def _address(value: str) -> str:
+    host, sign, port = value.rpartition(":")
+    if not (sign and host and port.isascii() and port.isdigit() and int(port) < 65536):
+        raise ValueError(f"must be HOST:PORT, got {value}: write 127.0.0.1:7443")
+    return value
+
+
 PositiveInt = Annotated[int, Field(ge=1)]
 """A whole number of 1 or more."""
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200, strip_whitespace=True)]
 """A short text that is not empty."""
+
+Address = Annotated[str, AfterValidator(_address)]
+"""Where a server listens: a name or number, a colon, a port."""

@@ -25,7 +25,7 @@ EMBEDDED = "embedded:"
 """Begins the path of a corpus that is shipped with the program."""
 
 _PLAN_PATHS = (("tokens", "path"), ("evaluation", "data", "path"), ("simulation", "data", "path"))
-_SITE_PATHS = (("data", "path"), ("state_dir",), ("store_dir",))
+_SITE_PATHS = (("data", "path"), ("state_dir",), ("store_dir",), ("certs",))
 
 _SectionT = TypeVar("_SectionT", bound=Section)
 

@@ -3,7 +3,8 @@
 A plan is public. Everything that the privacy bound depends on (sample rate, steps,
 divisor, clipping norm, noise) is a constant of the plan and never derived from private
 data. `fingerprint` names the part of it that a site agrees to: where the coordinator
-keeps its test split and how a simulation deals out data are not part of that.
+keeps its test split, how long it waits for whom, and how a simulation deals out data are not
+part of that.
 
 Checks are written so that NaN fails: every comparison with NaN is false.
 """
@@ -192,6 +193,12 @@ class FederationConfig(Section):
         update_clipping_norm: Largest L2 norm of one site's whole update.
         weights: `uniform`, or `declared` sizes where every site's policy allows it.
         update_dtype: Number format of an update on the wire.
+        min_sites: The quorum: a round begins when so many sites are there, and its updates are
+            used only if so many came.
+        oversample: So many times `cohort_size` are asked, and the first `cohort_size` to answer
+            are used. All that are asked pay for the round.
+        round_timeout_seconds: Longest wait for the updates of a round; none waits for all.
+        wait_seconds: Longest wait of a server for `min_sites` sites.
     """
 
     aggregation: Literal["fedavg", "fedavgm", "fedadam"] = "fedavg"
@@ -201,6 +208,23 @@ class FederationConfig(Section):
     update_clipping_norm: Positive = 10.0
     weights: Literal["uniform", "declared"] = "uniform"
     update_dtype: Literal["float32", "bfloat16"] = "float32"
+    min_sites: PositiveInt = 1
+    oversample: Annotated[float, Field(ge=1, le=10)] = 1.0
+    round_timeout_seconds: Positive | None = None
+    wait_seconds: Positive = 600.0
+
+    @model_validator(mode="after")
+    def _check_quorum(self) -> FederationConfig:
+        if self.cohort_size is not None and self.cohort_size < self.min_sites:
+            raise ValueError(
+                f"cohort_size must be at least min_sites, got {self.cohort_size} and "
+                f"{self.min_sites}: no round could reach its quorum"
+            )
+        return self
+
+
+_PATIENCE = {"min_sites", "oversample", "round_timeout_seconds", "wait_seconds"}
+"""How long a server waits, and for how many: its own affair, nothing that a site agrees to."""
 
 
 class EvaluationConfig(Section):
@@ -317,7 +341,10 @@ class Plan(Section):
 
     def shared_json(self) -> bytes:
         """The part that server and sites agree on, as canonical JSON (sorted keys)."""
-        content = self.model_dump(mode="json", exclude={"evaluation", "simulation"})
+        content = self.model_dump(
+            mode="json",
+            exclude={"evaluation": True, "simulation": True, "federation": _PATIENCE},
+        )
         return orjson.dumps(content, option=orjson.OPT_SORT_KEYS)
 
     @functools.cached_property

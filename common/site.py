@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from discreet.common.checks import Name, NonNegative, Positive, PositiveInt, Probability
+from discreet.common.checks import Address, Name, NonNegative, Positive, PositiveInt, Probability
 
 Action = Literal["placeholder", "mask", "pseudonym", "drop", "keep"]
 """What is done with a found entity: `<PHONE_NUMBER>`, `****`, a keyed stand-in, drop the record,
@@ -135,6 +135,9 @@ class Site(Section):
         policy: What it allows. Without a policy nothing is trained.
         state_dir: Where its ledger, keys and logs are kept.
         store_dir: Where scrubbed text is kept; none takes `state_dir`/store.
+        server: Where the server listens, as HOST:PORT. Needed by `discreet client` alone.
+        certs: Folder with this site's certificate and key; none goes without TLS.
+        device: Where the model is trained. `auto` takes the CPU so far, as does `cpu`.
     """
 
     name: Name
@@ -144,6 +147,9 @@ class Site(Section):
     policy: PolicyConfig
     state_dir: Path
     store_dir: Path | None = None
+    server: Address | None = None
+    certs: Path | None = None
+    device: Literal["auto", "cpu"] = "auto"
 
     @property
     def scrubbed_dir(self) -> Path:

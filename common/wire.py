@@ -185,6 +185,23 @@ def refusal_content(code: RefusalCode) -> RecordDict:
     return RecordDict({"reply": reply})
 
 
+def over_content(run: str, is_finished: bool) -> RecordDict:
+    """The message that a run is over."""
+    over = ConfigRecord({"version": PROTOCOL_VERSION, "run": run, "finished": is_finished})
+    return RecordDict({"over": over})
+
+
+def read_over(content: RecordDict) -> tuple[str, bool] | None:
+    """The run that is over and whether it was finished; None if the message is another one."""
+    over = content.get("over")
+    if not isinstance(over, ConfigRecord) or over.get("version") != PROTOCOL_VERSION:
+        return None
+    run, is_finished = over.get("run"), over.get("finished")
+    if not (isinstance(run, str) and isinstance(is_finished, bool)):
+        return None
+    return run, is_finished
+
+
 def read_reply(content: RecordDict) -> Update | RefusalCode:
     """Read and check a client's answer.
 

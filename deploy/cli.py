@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from discreet.common.errors import DiscreetError
+from discreet.deploy.certs_cli import certs
+from discreet.deploy.federation_cli import client, deal, server, status
 
 if TYPE_CHECKING:
     from discreet.common.plan import Plan
@@ -153,6 +155,10 @@ def schema(kind: Literal["run", "site"]) -> None:
     from discreet.deploy.schema import settings_schema
 
     click.echo(settings_schema(kind))
+
+
+for command in (server, client, status, deal, certs):
+    cli.add_command(command)
 
 
 def main() -> None:

@@ -45,10 +45,23 @@ def begin_run(
         raise ConfigError(
             f"{run_file}: simulation: is required to simulate: add where the text is (`data`)"
         )
+    return new_run_dir(plan, out_dir), plan
+
+
+def new_run_dir(plan: Plan, out_dir: Path | None) -> Path:
+    """A new run folder with a plan in it.
+
+    Args:
+        plan: The plan.
+        out_dir: The folder, which must be new or empty; none makes one under `runs/`.
+
+    Raises:
+        ConfigError: If the folder is not fit for a run.
+    """
     run_dir = out_dir or _fresh_dir(plan.name)
     _make_empty(run_dir)
     _write_atomically(run_dir / PLAN_FILE, dump_plan(plan))
-    return run_dir, plan
+    return run_dir
 
 
 def read_run(run_dir: Path) -> Plan:

@@ -27,6 +27,7 @@ class FailureCause(StrEnum):
     """Why the server left a reply out. Says nothing about the site's text."""
 
     ERROR = "error"
+    LOST = "lost"
     NO_REPLY = "no_reply"
     NOT_ASKED = "not_asked"
     REPEATED = "repeated"
@@ -35,6 +36,7 @@ class FailureCause(StrEnum):
     MISMATCH = "mismatch"
     NON_FINITE = "non_finite"
     OVER_BOUND = "over_bound"
+    SURPLUS = "surplus"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +105,7 @@ class SiteRecord:
         name: The site.
         rounds: Rounds in which its update was taken.
         charged: Numbers of the rounds that may have cost it privacy: an update that was lost
-            or left out was paid for all the same. In order, each once.
+            or left out was paid for all the same. In order; again, where it was asked again.
         refused: Why it stopped, none if its update was taken since or it never refused.
         refused_round: When it stopped.
     """

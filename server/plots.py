@@ -80,7 +80,8 @@ def epsilon_plot(sites: Sequence[SiteSummary], unit: str) -> str | None:
             label = _site_label([s.name for s in sites if s.epsilon_by_round == values])
             axes.plot(numbers, values, color=colour, marker=marker, label=label)
     ceilings = sorted({site.ceiling for site in sites if site.ceiling is not None})
-    for ceiling in (ceilings[0], ceilings[-1])[: len(ceilings)]:
+    # A deployed server knows no ceiling: they are the sites' own.
+    for ceiling in dict.fromkeys(ceilings[:1] + ceilings[-1:]):
         axes.axhline(ceiling, color=ORANGE, ls="--", label=f"ceiling {ceiling:g}")
     axes.set_ylim(bottom=0)
     _legend(axes, axes.get_legend_handles_labels()[0])

@@ -8,6 +8,7 @@ are not.
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -36,6 +37,9 @@ from discreet.server.tally import STOPS, RoundTally
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
+
+_NODE_UNAVAILABLE = 5
+"""Flower's `ErrorCode` for a client that is gone."""
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -68,6 +72,10 @@ class StreamingFedAvg(Strategy):
     A site that refused for good (its budget is spent, its policy or the plan forbids) is not
     asked again by this object; the divisor does not change for it.
 
+    With `federation.oversample` more sites are asked than `cohort_size`, and the first to answer
+    are used: no more than the divisor counts. With fewer updates than `federation.min_sites` the
+    weights stay as they are.
+
     Attributes:
         weights: The weights as they are now.
         tally: What came back in the round that was aggregated last.
@@ -81,6 +89,7 @@ class StreamingFedAvg(Strategy):
         self._arrays: ArrayRecord | None = None
         self._names: dict[int, str] = {}
         self._stopped: set[int] = set()
+        self._seen: set[int] = set()
         self._divisor = 1
 
     def current_arrays(self) -> ArrayRecord:
@@ -90,9 +99,16 @@ class StreamingFedAvg(Strategy):
         return self._arrays
 
     def has_nobody(self, grid: Grid) -> bool:
-        """Whether there are sites, and all of them have refused for good."""
-        nodes = set(grid.get_node_ids())
+        """Whether there are sites, and all of them have refused for good.
+
+        A site that was here and is not now may come back: it counts as there.
+        """
+        nodes = set(grid.get_node_ids()) | self._seen
         return bool(nodes) and nodes <= self._stopped
+
+    def num_willing(self, grid: Grid) -> int:
+        """Sites that are there and have not refused for good."""
+        return len(set(grid.get_node_ids()) - self._stopped)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -104,7 +120,10 @@ class StreamingFedAvg(Strategy):
         """
         if arrays is not self._arrays:
             self.weights, self._arrays = Weights(decode_tensors(arrays)), arrays
-        cohort = self._draw_cohort(sorted(grid.get_node_ids()))
+        # By name: node ids may follow the order of arrival, and the order of the sum must not.
+        by_name = sorted(grid.get_node_ids(), key=self._place)
+        cohort = self._draw_cohort(by_name)
+        self._seen.update(cohort)
         self._names = {node: self._setup.site_name(node) for node in cohort}
         self.tally = RoundTally(asked=list(self._names.values()))
         content = train_content(
@@ -133,10 +152,12 @@ class StreamingFedAvg(Strategy):
             self._take(reply, mean, waiting, str(server_round))
             # Else this reply would live on while the grid makes the next one.
             del reply
-        self.tally.add_missing()
+            if self._is_full(mean):
+                break
+        self.tally.add_missing(FailureCause.SURPLUS if self._is_full(mean) else None)
         update = mean.result()
-        if update is None:
-            return None, MetricRecord({"sites": 0})
+        if update is None or mean.num_added < self._setup.plan.federation.min_sites:
+            return None, MetricRecord({"sites": mean.num_added})
         self.weights = self.optimizer.step(self.weights, update)
         self._arrays = None
         return self.current_arrays(), MetricRecord({"sites": mean.num_added})
@@ -156,14 +177,26 @@ class StreamingFedAvg(Strategy):
     def summary(self) -> None:
         """Nothing: the program has its own progress and its own report."""
 
+    def _place(self, node: int) -> tuple[int, str, int]:
+        # Shorter names first, so that numbers at the end of names count as numbers.
+        name = self._setup.site_name(node)
+        return len(name), name, node
+
     def _draw_cohort(self, nodes: list[int]) -> list[int]:
-        size = self._setup.plan.federation.cohort_size
+        federation = self._setup.plan.federation
+        size = federation.cohort_size
         self._divisor = size or max(1, len(nodes))
         willing = [node for node in nodes if node not in self._stopped]
-        if size is None or size >= len(willing):
+        num_asked = math.ceil(size * federation.oversample) if size else len(willing)
+        if num_asked >= len(willing):
             return willing
-        # Sorted, so that the order of the sum does not depend on the draw.
-        return sorted(secrets.SystemRandom().sample(willing, size))
+        drawn = set(secrets.SystemRandom().sample(willing, num_asked))
+        # In the order of before, so that the order of the sum does not depend on the draw.
+        return [node for node in willing if node in drawn]
+
+    def _is_full(self, mean: StreamingMean) -> bool:
+        size = self._setup.plan.federation.cohort_size
+        return size is not None and mean.num_added >= size
 
     def _messages(self, cohort: list[int], content: RecordDict, group: str) -> Iterator[Message]:
         size = num_bytes(content)
@@ -187,7 +220,8 @@ class StreamingFedAvg(Strategy):
         if reply.metadata.group_id != group:
             self.tally.failed[name] = FailureCause.STALE
         elif reply.has_error():
-            self.tally.failed[name] = FailureCause.ERROR
+            is_lost = reply.error.code == _NODE_UNAVAILABLE
+            self.tally.failed[name] = FailureCause.LOST if is_lost else FailureCause.ERROR
         else:
             self.tally.bytes_up += num_bytes(reply.content)
             outcome = self._read(reply.content)

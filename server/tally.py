@@ -33,12 +33,18 @@ class RoundTally:
     bytes_up: int = 0
     bytes_down: int = 0
 
-    def add_missing(self) -> None:
-        """Count every site that was asked and did not answer."""
+    @property
+    def lost(self) -> list[str]:
+        """Sites whose answer did not come: asked again, they may give it."""
+        lost = {FailureCause.ERROR, FailureCause.LOST, FailureCause.NO_REPLY}
+        return [name for name, cause in self.failed.items() if cause in lost]
+
+    def add_missing(self, cause: FailureCause | None = None) -> None:
+        """Count every site that was asked and did not answer, as `no_reply` unless told."""
         answered = {*self.taken, *self.refused, *self.failed}
         for name in self.asked:
             if name not in answered:
-                self.failed[name] = FailureCause.NO_REPLY
+                self.failed[name] = cause or FailureCause.NO_REPLY
 
 
 def with_round(
