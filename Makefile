@@ -25,7 +25,7 @@ demo: $(VENV)/.runtime
 	$(BIN)/discreet simulate
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --cov=privacy --cov-branch --cov-report=term:skip-covered --cov-fail-under=100
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check

@@ -25,7 +25,7 @@ from discreet.client.app import make_client_app
 from discreet.client.prepare import prepare
 from discreet.client.runtime import SiteRuntime, load_tokenizer
 from discreet.client.training import new_model
-from discreet.common.errors import DataError
+from discreet.common.errors import DataError, RefusalCode, RefusedError
 from discreet.common.models import weights_of
 from discreet.common.plan import Plan
 from discreet.deploy.grid import LocalGrid
@@ -73,6 +73,7 @@ def simulate(
     Raises:
         ConfigError: If the plan cannot be simulated.
         DataError: If text, folder or model file are not what they must be.
+        RefusedError: If no site took part in any round; the report is written all the same.
         KeyboardInterrupt: After Ctrl-C, once what was under way is on disk.
     """
     state_dir = options.state_dir or run_dir / "sites"
@@ -113,7 +114,20 @@ def simulate(
     write_report(run_dir, summary)
     if stopped.is_set() and not summary.is_finished:
         raise KeyboardInterrupt
+    _check_somebody_took_part(summary, run_dir)
     return summary
+
+
+def _check_somebody_took_part(summary: RunSummary, run_dir: Path) -> None:
+    if any(record.sites for record in summary.rounds):
+        return
+    codes = Counter(site.refused for site in summary.sites if site.refused)
+    told = ", ".join(f"{num} refused: {code}" for code, num in codes.most_common())
+    raise RefusedError(
+        RefusalCode(codes.most_common(1)[0][0]) if codes else RefusalCode.INTERNAL,
+        f"no site took part ({told or 'all failed'}), so the model is as it began; "
+        f"{run_dir / 'report.html'} shows what each site allows and has spent",
+    )
 
 
 class _Runtimes:

@@ -180,7 +180,7 @@ def test_a_text_of_10_mb_is_scrubbed_too(tmp_path: Path) -> None:
         ({"training": {"round": 3}}, ["training.round", "rounds"]),
         ({"privacy": {"delta": 0}}, ["privacy.delta", "> 0"]),
         ({"privacy": {"delta": 1}}, ["privacy.delta", "< 1"]),
-        ({"privacy": {"epsilon": 1e-9}}, ["privacy.epsilon"]),
+        ({"privacy": {"epsilon": 1e-9, "delta": 1e-15}}, ["privacy.epsilon", "fewer steps"]),
         ({"privacy": {"noise_multiplier": 0.01}}, ["privacy.noise_multiplier", "at least"]),
         ({"privacy": "full"}, ["privacy"]),
         ({"model": {"kind": "linaer"}}, ["model", "linear"]),
