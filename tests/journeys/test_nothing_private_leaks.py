@@ -131,10 +131,12 @@ def test_an_error_does_not_quote_what_it_choked_on(
     tmp_path: Path, change: dict[str, object]
 ) -> None:
     run_file = private_run(tmp_path, **change)
-    broken = (
-        [{"text": f"{IN_TEXT} soup", "label": IN_LABEL}, {"text": 7, "label": IN_LABEL}]
-        + [{"text": IN_TEXT, "label": [IN_LABEL]}, {"body": IN_TEXT}]
-    )  # fmt: skip
+    broken: list[dict[str, object]] = [
+        {"text": f"{IN_TEXT} soup", "label": IN_LABEL},
+        {"text": 7, "label": IN_LABEL},
+        {"text": IN_TEXT, "label": [IN_LABEL]},
+        {"body": IN_TEXT},
+    ]
     write_rows(tmp_path / "private.jsonl", broken)
     with (tmp_path / "private.jsonl").open("ab") as file:
         file.write(f'{{"text": "{IN_TEXT}", "label"\n'.encode())

@@ -17,7 +17,7 @@ from discreet.privacy.ledger import Ledger
 from discreet.privacy.mechanism import planned_epsilon
 from discreet.server.checkpoint import load_checkpoint
 
-ROUNDS = 60
+ROUNDS = 80
 NUM_KILLS = 3
 DELTA = 1e-5
 ROOMY = {"epsilon": 100.0, "delta": DELTA}
@@ -119,7 +119,7 @@ def test_a_kill_at_any_time_loses_at_most_a_round_and_never_a_debit(tmp_path: Pa
     for _ in range(NUM_KILLS):
         process = start(*arguments, "--json")
         wait_for(process, "round")
-        time.sleep(generator.uniform(0.0, 0.1))
+        time.sleep(generator.uniform(0.0, 0.05))
         process.kill()
         process.communicate(timeout=30)
         assert process.returncode == -signal.SIGKILL
@@ -258,6 +258,25 @@ def test_a_second_run_under_a_higher_ceiling_adds_to_the_first(tmp_path: Path) -
 
     assert second["sites"][0]["epsilon"] > first["sites"][0]["epsilon"]  # type: ignore[index]
     assert second["run"] != first["run"]
+
+
+def test_a_run_that_kept_its_ledgers_elsewhere_does_not_go_on_without_them(
+    tmp_path: Path,
+) -> None:
+    # New ledgers would begin at 0, and the report would state less than was spent.
+    run_dir, state_dir = tmp_path / "out", tmp_path / "state"
+    simulate(write_run(tmp_path), "--out", run_dir, "--state", state_dir, "--quiet")
+    (run_dir / "checkpoint" / "round-000002.json").unlink()
+
+    result = simulate("--resume", run_dir)
+
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert "--state" in line
+    assert "site-0000 took part in 1 rounds and its ledger has 0" in line
+    assert simulate("--resume", run_dir, "--state", state_dir, "--quiet").exit_code == 0
+    for site in report_of(run_dir)["sites"]:  # type: ignore[attr-defined]
+        assert 7.9 < site["epsilon"] <= 8.0
 
 
 def test_the_plan_of_a_run_cannot_be_exchanged_under_it(tmp_path: Path) -> None:
