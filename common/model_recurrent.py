@@ -23,6 +23,7 @@ class LSTMLayer(nn.Module):
     """
 
     num_gates = 4
+    # What the bias of the gate that keeps (the second of both kinds) starts with.
     start_keeping = 1.0
 
     def __init__(self, width: int, hidden: int) -> None:
