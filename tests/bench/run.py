@@ -9,12 +9,17 @@ from pathlib import Path
 
 import aggregation
 import orjson
+import rooms
 import simulation
 from measure import Figure
 from rich.console import Console
 from rich.table import Table
 
-AREAS = {"simulation": simulation.figures, "aggregation": aggregation.figures}
+AREAS = {
+    "simulation": simulation.figures,
+    "aggregation": aggregation.figures,
+    "rooms": rooms.figures,
+}
 
 
 def main(wanted: list[str]) -> None:
