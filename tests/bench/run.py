@@ -34,7 +34,8 @@ def main(wanted: list[str]) -> None:
             found.append(measured)
     content = {f.name: {k: v for k, v in asdict(f).items() if k != "name"} for f in found}
     Path("bench.json").write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2))
-    Console().print(_table(found))
+    # Names must stay whole, also in a pipe.
+    Console(width=160).print(_table(found))
 
 
 def _shown(figures: Iterator[Figure]) -> Iterator[Figure]:
