@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 INPUTS := pyproject.toml constraints.txt
 
 .PHONY: demo test lint bench clean
@@ -13,6 +13,7 @@ INPUTS := pyproject.toml constraints.txt
 $(VENV)/.runtime: $(INPUTS)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV): some minutes the first time"
 	$(PIP) torch
 	$(PIP) -e .
 	touch $@
@@ -25,7 +26,7 @@ demo: $(VENV)/.runtime
 	$(BIN)/discreet simulate
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --cov=privacy --cov-branch --cov-report=term:skip-covered --cov-fail-under=100
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check

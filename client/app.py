@@ -38,9 +38,12 @@ def make_client_app(
     def task_of(content: RecordDict) -> TrainTask:
         # In one process every site of a round is handed the same records: read once.
         records = content.get("task"), content.get("weights")
-        if not last or last[0][0] is not records[0] or last[0][1] is not records[1]:
-            last[:] = [(*records, read_task(content))]
-        return last[0][2]
+        known = last[0] if last else (None, None, None)
+        if known[2] is not None and known[0] is records[0] and known[1] is records[1]:
+            return known[2]
+        task = read_task(content)
+        last[:] = [(*records, task)]
+        return task
 
     @app.train()
     def train(message: Message, context: Context) -> Message:

@@ -30,8 +30,13 @@ from discreet.common.layers import TextModel
 from discreet.common.plan import Plan, TokensConfig
 from discreet.common.site import Site
 from discreet.common.tokens import Examples, Tokenizer
-from discreet.common.wire import TrainTask, encode_update
+from discreet.common.update import Update
+from discreet.common.wire import TrainTask, decode_tensors, encode_update
+from discreet.privacy.clip import check_clipped
 from discreet.privacy.ledger import Ceiling, Ledger
+
+LEDGER_FILE = "ledger.sqlite"
+"""The ledger's name in a site's state folder."""
 
 _log = logging.getLogger(__name__)
 _thread = threading.local()
@@ -64,12 +69,22 @@ class SiteRuntime:
         self._texts = texts
         self._examples: tuple[str, Examples] | None = None
         site.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.ledger = Ledger.open(site.state_dir / "ledger.sqlite", data_set=site.name)
+        self._ledger: Ledger | None = None
         self._outbox = Outbox(site.state_dir / "outbox.bin")
 
+    @property
+    def ledger(self) -> Ledger:
+        """The site's ledger, opened when it is first asked for."""
+        if self._ledger is None:
+            path = self.site.state_dir / LEDGER_FILE
+            self._ledger = Ledger.open(path, data_set=self.site.name)
+        return self._ledger
+
     def close(self) -> None:
-        """Close the ledger."""
-        self.ledger.close()
+        """Close the ledger's files; what needs it next opens it again."""
+        if self._ledger is not None:
+            self._ledger.close()
+            self._ledger = None
 
     def answer(self, task: TrainTask) -> Answer | RefusalCode:
         """Answer one task, or say by a code why not. Never raises, never explains.
@@ -99,7 +114,10 @@ class SiteRuntime:
         asked = Round(task.run, task.round_number)
         key = f"{plan.fingerprint}/{asked.run}/{asked.number}/{task.weights_sha256}"
         kept = self._outbox.load(key=key)
-        if kept is None:
+        if kept is not None:
+            # A file may have been tampered with, or the plan's bound lowered.
+            check_clipped(Update(decode_tensors(kept.arrays)), plan.federation.update_clipping_norm)
+        else:
             debit_round(self.ledger, plan, asked, self.ceiling)
             randomness = randomness_for(plan, self.site.name, asked)
             model = _model_of_thread(plan)

@@ -21,11 +21,13 @@ _SPOOL_BYTES: Final = 64 << 20
 
 
 class _Cell(Protocol):
-    def as_py(self) -> object: ...
+    def as_py(self) -> object:
+        """The cell as a Python object."""
 
 
 class _Column(Protocol):
-    def to_pylist(self) -> list[object]: ...
+    def to_pylist(self) -> list[object]:
+        """All cells as Python objects."""
 
     def __iter__(self) -> Iterator[_Cell]: ...
 

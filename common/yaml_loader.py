@@ -70,12 +70,14 @@ class _Loader(yaml.SafeLoader):
     """The safe loader with the scalars of YAML 1.2."""
 
     def construct_core_bool(self, node: yaml.ScalarNode) -> bool:
+        """`true` or `false`, and nothing else."""
         text = str(self.construct_scalar(node)).lower()
         if text not in {"true", "false"}:
             raise _refusal(node, "a boolean must be true or false")
         return text == "true"
 
     def construct_core_int(self, node: yaml.ScalarNode) -> int:
+        """A whole number, also `0o` and `0x`."""
         text = str(self.construct_scalar(node))
         base = {"0o": 8, "0x": 16}.get(text[:2], 10)
         try:
@@ -84,6 +86,7 @@ class _Loader(yaml.SafeLoader):
             raise _refusal(node, "this is not a whole number of a usual size") from None
 
     def construct_core_float(self, node: yaml.ScalarNode) -> float:
+        """A number, also `1e-5`, `.inf` and `.nan`."""
         text = str(self.construct_scalar(node)).lower()
         try:
             return float(text.replace(".inf", "inf").replace(".nan", "nan"))
@@ -91,6 +94,7 @@ class _Loader(yaml.SafeLoader):
             raise _refusal(node, "this is not a number") from None
 
     def construct_foreign(self, node: yaml.Node) -> object:
+        """Refuses every tag that the core schema lacks."""
         raise _refusal(node, f"the tag {node.tag} is not known here: write a plain value")
 
     yaml_constructors: ClassVar[dict[str | None, Callable[..., object]]] = {
@@ -109,6 +113,7 @@ class _Dumper(yaml.SafeDumper):
     """Quotes what either version of YAML would read as something else than text."""
 
     def ignore_aliases(self, data: object) -> bool:
+        """Always: a value is written out each time."""
         # A reader of a run folder should not have to follow anchors.
         return True
 

@@ -8,10 +8,11 @@ that is stopped anywhere can be taken up again, and a second run does not scrub 
 
 from __future__ import annotations
 
+import resource
 import secrets
 import signal
 import threading
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -23,14 +24,15 @@ from flwr.app import Context, RecordDict
 
 from discreet.client.app import make_client_app
 from discreet.client.prepare import prepare
-from discreet.client.runtime import SiteRuntime, load_tokenizer
+from discreet.client.runtime import LEDGER_FILE, SiteRuntime, load_tokenizer
 from discreet.client.training import new_model
-from discreet.common.errors import DataError
+from discreet.common.errors import DataError, LedgerError, RefusalCode, RefusedError
 from discreet.common.models import weights_of
 from discreet.common.plan import Plan
 from discreet.deploy.grid import LocalGrid
 from discreet.deploy.progress import Progress
 from discreet.deploy.sites import SimulatedSites
+from discreet.privacy.ledger import Ledger
 from discreet.privacy.mechanism import mechanism_of
 from discreet.server.app import make_server_app
 from discreet.server.checkpoint import Checkpoint, load_checkpoint
@@ -73,6 +75,8 @@ def simulate(
     Raises:
         ConfigError: If the plan cannot be simulated.
         DataError: If text, folder or model file are not what they must be.
+        LedgerError: If the run to go on with stands in no ledger of the state folder.
+        RefusedError: If no site took part in any round; the report is written all the same.
         KeyboardInterrupt: After Ctrl-C, once what was under way is on disk.
     """
     state_dir = options.state_dir or run_dir / "sites"
@@ -82,6 +86,8 @@ def simulate(
     resume = load_checkpoint(run_dir) if options.resume else None
     if options.resume and resume is None and not run_dir.is_dir():
         raise DataError(f"{run_dir}: there is no run to go on with: start one without --resume")
+    if resume is not None:
+        _check_ledgers_know(resume, sites)
     sites.prepare(progress)
     evaluator = _evaluator(plan, state_dir)
     with ExitStack() as stack:
@@ -113,16 +119,48 @@ def simulate(
     write_report(run_dir, summary)
     if stopped.is_set() and not summary.is_finished:
         raise KeyboardInterrupt
+    _check_somebody_took_part(summary, run_dir)
     return summary
 
 
+def _check_ledgers_know(resume: Checkpoint, sites: SimulatedSites) -> None:
+    """Refuse a state folder whose ledgers lack what the run has cost: epsilon would restart."""
+    folders = {site.name: site.state_dir for site in sites.sites}
+    for record in resume.sites.values():
+        path = folders[record.name] / LEDGER_FILE if record.name in folders else None
+        known = 0
+        if path is not None and path.exists():
+            with Ledger.open(path, data_set=record.name) as ledger:
+                known = ledger.num_rounds(resume.run)
+        if known < record.rounds:
+            raise LedgerError(
+                f"{sites.state_dir}: must hold the ledgers that the run was started with, but "
+                f"{record.name} took part in {record.rounds} rounds and its ledger has {known}: "
+                "give the same --state as at the start"
+            )
+
+
+def _check_somebody_took_part(summary: RunSummary, run_dir: Path) -> None:
+    if any(record.sites for record in summary.rounds):
+        return
+    codes = Counter(site.refused for site in summary.sites if site.refused)
+    told = ", ".join(f"{num} refused: {code}" for code, num in codes.most_common())
+    raise RefusedError(
+        RefusalCode(codes.most_common(1)[0][0]) if codes else RefusalCode.INTERNAL,
+        f"no site took part ({told or 'all failed'}), so the model is as it began; "
+        f"{run_dir / 'report.html'} shows what each site allows and has spent",
+    )
+
+
 class _Runtimes:
-    """The sites at work, each opened when its first task comes."""
+    """The sites at work, each made when its first task comes."""
 
     def __init__(self, sites: SimulatedSites) -> None:
         self._sites = sites
         self._number = {site.name: number for number, site in enumerate(sites.sites)}
-        self._open: dict[str, SiteRuntime] = {}
+        self._made: dict[str, SiteRuntime] = {}
+        self._open: OrderedDict[str, None] = OrderedDict()
+        self._max_open = _max_open_ledgers()
         self._lock = threading.Lock()
 
     def of(self, context: Context) -> SiteRuntime:
@@ -131,11 +169,19 @@ class _Runtimes:
 
     def _get(self, name: str) -> SiteRuntime:
         with self._lock:
-            if name not in self._open:
-                number = self._number[name]
-                site, source = self._sites.sites[number], self._sites.source(number)
-                self._open[name] = SiteRuntime(site, lambda: prepare(site, source))
-            return self._open[name]
+            if name not in self._made:
+                self._made[name] = self._make(name)
+            self._open[name] = None
+            self._open.move_to_end(name)
+            if len(self._open) > self._max_open:
+                # The one asked longest ago is not at work: far fewer are than may be open.
+                self._made[self._open.popitem(last=False)[0]].close()
+            return self._made[name]
+
+    def _make(self, name: str) -> SiteRuntime:
+        number = self._number[name]
+        site, source = self._sites.sites[number], self._sites.source(number)
+        return SiteRuntime(site, lambda: prepare(site, source))
 
     def budgets(self) -> dict[str, SiteBudget]:
         """What each site's own ledger says; here all of them are on one machine."""
@@ -143,8 +189,16 @@ class _Runtimes:
 
     def close(self) -> None:
         """Close every ledger."""
-        for runtime in self._open.values():
+        for runtime in self._made.values():
             runtime.close()
+
+
+def _max_open_ledgers() -> int:
+    """Ledgers to keep open, as many as the operating system allows: opening one costs 1 ms."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    # SQLite holds three files for each; the rest of the program needs some hundred.
+    return max(64, (hard - 512) // 3)
 
 
 def _budget(runtime: SiteRuntime) -> SiteBudget:

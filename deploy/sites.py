@@ -21,6 +21,7 @@ from discreet.common.site import CorpusConfig, PolicyConfig, Site
 from discreet.deploy.partition import deal, site_name
 from discreet.deploy.progress import Progress
 from discreet.privacy.scrub_pool import ScrubPool
+from discreet.privacy.seal import write_private
 
 
 class SimulatedSites:
@@ -29,6 +30,10 @@ class SimulatedSites:
     Args:
         plan: The plan.
         state_dir: Holds one folder a site, as deployed sites would have.
+
+    Attributes:
+        state_dir: As given.
+        sites: The sites' settings.
 
     Raises:
         ConfigError: If the plan has no `simulation`, or names sites that there are not.
@@ -40,7 +45,7 @@ class SimulatedSites:
             raise ConfigError("simulation: is required by `discreet simulate`: say where text is")
         self._plan = plan
         self._config: SimulationConfig = plan.simulation
-        self._state_dir = state_dir
+        self.state_dir = state_dir
         self._fingerprint = _fingerprint(self._corpus, self._config)
         self.sites = [self._site(site_name(number)) for number in range(self._count_sites())]
         if unknown := self._config.sites.keys() - {site.name for site in self.sites}:
@@ -102,12 +107,13 @@ class SimulatedSites:
         if self._config.partition.kind != "field" and self._config.num_sites is not None:
             return self._config.num_sites
         # Only the corpus can tell how many authors it has: remembered beside the sites.
-        path = self._state_dir / "sites.json"
+        path = self.state_dir / "sites.json"
         known = orjson.loads(path.read_bytes()) if path.is_file() else {}
         if known.get("fingerprint") != self._fingerprint:
             known = {"fingerprint": self._fingerprint, "num_sites": len(self._dealt)}
-            self._state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-            path.write_bytes(orjson.dumps(known))
+            self.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Whole or not at all: a run that is killed here must be one to go on with.
+            write_private(path, orjson.dumps(known))
         return int(known["num_sites"])
 
     def _site(self, name: str) -> Site:
@@ -118,7 +124,7 @@ class SimulatedSites:
             clean=override.clean or config.clean,
             scrub=override.scrub or config.scrub,
             policy=override.policy or config.policy or _policy_of(self._plan),
-            state_dir=self._state_dir / name,
+            state_dir=self.state_dir / name,
         )
 
 

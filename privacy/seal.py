@@ -45,18 +45,26 @@ def write_private(path: Path, content: bytes) -> None:
     It stands under a passing name until all of it is on the disk, so that neither a killed
     process nor a power cut leaves half a file under `path`.
     """
-    passing = _write_passing(path, content)
-    passing.replace(path)
+    passing = _passing_name(path)
+    try:
+        _write(passing, content)
+        passing.replace(path)
+    except BaseException:
+        # Ctrl-C, too: what was half written is of no use to anybody.
+        passing.unlink(missing_ok=True)
+        raise
 
 
-def _write_passing(path: Path, content: bytes) -> Path:
-    passing = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
-    handle = os.open(passing, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+def _passing_name(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
+
+
+def _write(path: Path, content: bytes) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(handle, "wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    return passing
 
 
 def site_key(state_dir: Path) -> bytes:
@@ -78,13 +86,14 @@ def site_key(state_dir: Path) -> bytes:
     if not path.exists():
         if not state_dir.exists():
             private_folder(state_dir)
-        passing = _write_passing(path, secrets.token_bytes(KEY_BYTES))
+        passing = _passing_name(path)
         try:
+            _write(passing, secrets.token_bytes(KEY_BYTES))
             os.link(passing, path)
         except FileExistsError:
             pass  # Another process was first: its key is the site's.
         finally:
-            passing.unlink()
+            passing.unlink(missing_ok=True)
     if path.stat().st_mode & 0o077:
         raise DataError(f"{path}: must be readable by its owner alone: run chmod 600 on it")
     key = path.read_bytes()

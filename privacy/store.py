@@ -173,22 +173,27 @@ class _Outcomes:
         self._fresh: list[tuple[bytes, Outcome]] = []
 
     def key_of(self, text: str) -> bytes:
+        """The key of a text: a keyed hash."""
         content = text.encode("utf-8", "surrogatepass")
         return hashlib.blake2b(content, key=self._salt, digest_size=KEY_BYTES).digest()
 
     def has(self, key: bytes) -> bool:
+        """Whether the outcome is known."""
         return key in self._known
 
     def outcome(self, text: str) -> Outcome:
+        """The outcome of a text that is known."""
         return self._known[self.key_of(text)]
 
     def add(self, key: bytes, outcome: Outcome) -> None:
+        """Learn an outcome; written to disk with the next segment."""
         self._known[key] = outcome
         self._fresh.append((key, outcome))
         if len(self._fresh) >= _SEGMENT_TEXTS:
             self.flush()
 
     def flush(self) -> None:
+        """Write what was learned since the last segment."""
         self._segments.write(self._fresh)
         self._fresh = []
 

@@ -80,8 +80,8 @@ def _statement(plan: Plan, privacy: PrivacyConfig, bound: tuple[float, float]) -
         f"How: DP-SGD. Each step takes {_sampling(training.sample_rate)}, clips each one's "
         f"gradient to an L2 norm of {privacy.clipping_norm:g} and adds Gaussian noise from a "
         "cryptographic generator to the sum. Steps planned: "
-        f"{training.steps_per_round} in each of {training.rounds} rounds. Losses are composed "
-        "with a PLD accountant (dp-accounting), which rounds up.",
+        f"{training.steps_per_round} in each of {training.rounds} rounds. "
+        f"{_accounting(training.sample_rate)}",
     )
     return "\n\n".join(paragraphs)
 
@@ -90,6 +90,12 @@ def _sampling(sample_rate: float) -> str:
     if sample_rate == 1:
         return "every example"
     return f"every example with chance {sample_rate:g} (Poisson sampling)"
+
+
+def _accounting(sample_rate: float) -> str:
+    if sample_rate == 1:
+        return "Losses are composed by the exact formula of the Gaussian mechanism."
+    return "Losses are composed as privacy loss distributions (dp-accounting), rounded up."
 
 
 _NOT_PROTECTED = (

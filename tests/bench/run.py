@@ -9,12 +9,17 @@ from pathlib import Path
 
 import aggregation
 import orjson
+import rooms
 import simulation
 from measure import Figure
 from rich.console import Console
 from rich.table import Table
 
-AREAS = {"simulation": simulation.figures, "aggregation": aggregation.figures}
+AREAS = {
+    "simulation": simulation.figures,
+    "aggregation": aggregation.figures,
+    "rooms": rooms.figures,
+}
 
 
 def main(wanted: list[str]) -> None:
@@ -29,7 +34,8 @@ def main(wanted: list[str]) -> None:
             found.append(measured)
     content = {f.name: {k: v for k, v in asdict(f).items() if k != "name"} for f in found}
     Path("bench.json").write_bytes(orjson.dumps(content, option=orjson.OPT_INDENT_2))
-    Console().print(_table(found))
+    # Names must stay whole, also in a pipe.
+    Console(width=160).print(_table(found))
 
 
 def _shown(figures: Iterator[Figure]) -> Iterator[Figure]:

@@ -14,7 +14,6 @@ import itertools
 import json
 import os
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -206,5 +205,4 @@ def _bare_loop(folder: Path, num_sites: int, num_rounds: int) -> list[float]:
 
 
 if __name__ == "__main__":
-    resource.setrlimit(resource.RLIMIT_NOFILE, resource.getrlimit(resource.RLIMIT_NOFILE)[1:] * 2)
     print(json.dumps(_measure(int(sys.argv[1]), Path(sys.argv[2]))))

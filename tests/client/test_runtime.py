@@ -20,12 +20,13 @@ from site_parts import (
 )
 
 from discreet.client import runtime as runtime_module
+from discreet.client.outbox import Outbox
 from discreet.client.prepare import PreparedTexts
-from discreet.client.runtime import Answer, SiteRuntime, encode_texts
+from discreet.client.runtime import LEDGER_FILE, Answer, SiteRuntime, encode_texts
 from discreet.common.corpus import RawText
 from discreet.common.errors import DataError, RefusalCode
 from discreet.common.update import Update
-from discreet.common.wire import decode_tensors
+from discreet.common.wire import decode_tensors, encode_tensors
 from discreet.privacy.clip import norm_of
 from discreet.privacy.ledger import Ledger
 from discreet.privacy.mechanism import planned_epsilon
@@ -243,8 +244,31 @@ def test_a_broken_ledger_trains_nothing(tmp_path: Path) -> None:
     runtime = runtime_of(site)
     answer_of(runtime)
     runtime.close()
+    (site.state_dir / LEDGER_FILE).write_bytes(b"not a ledger")
 
     assert isinstance(runtime.answer(task_of(plan_of(), round_number=2)), RefusalCode)
+
+
+def test_a_closed_site_opens_its_ledger_again(tmp_path: Path) -> None:
+    runtime = runtime_of(site_of(tmp_path))
+    answer_of(runtime)
+
+    runtime.close()
+
+    assert len(runtime.ledger.entries()) == 1
+
+
+def test_a_kept_update_over_the_bound_is_not_sent(tmp_path: Path) -> None:
+    runtime = runtime_of(site_of(tmp_path))
+    kept = answer_of(runtime).kept
+    outbox = Outbox(runtime.site.state_dir / "outbox.bin")
+    key = (runtime.site.state_dir / "outbox.bin").read_bytes()[:32]
+    large = encode_tensors({n: t * 1e6 + 1e6 for n, t in decode_tensors(kept.arrays).items()})
+    outbox.save(large, key="planted")
+    planted = (runtime.site.state_dir / "outbox.bin").read_bytes()
+    (runtime.site.state_dir / "outbox.bin").write_bytes(key + planted[32:])
+
+    assert isinstance(runtime.answer(task_of(plan_of())), RefusalCode)
 
 
 def test_a_bug_is_told_by_class_and_place_and_never_by_its_message(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -239,12 +238,10 @@ def test_order_is_kept_and_every_text_is_accounted_for(
     assert all(len(text.text) >= min_chars for text in cleaned)
 
 
-def test_five_thousand_messages_are_cleaned_in_two_seconds() -> None:
+def test_five_thousand_messages_lose_their_repeats() -> None:
     texts = list(read_corpus(CorpusConfig(path="embedded:sms_spam")))
-    begin = time.process_time()
 
     _, report = _clean(texts)
 
-    assert time.process_time() - begin < 4  # seconds; 1.2 where it was written, on a quiet machine
     assert report.num_in == 5574
     assert 5000 < report.num_out < 5200  # SOURCES.md: 403 exact repeats

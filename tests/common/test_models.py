@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import Literal
 
 import pytest
 import torch
@@ -262,12 +263,20 @@ def test_the_start_is_finite_and_of_usual_size(config: ModelConfig) -> None:
         assert weight.abs().max() < 6, name
 
 
-def test_an_lstm_starts_by_keeping_its_cell() -> None:
-    config = RecurrentModel(kind="lstm", width=3, hidden=2)
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [("lstm", [0, 0, 1, 1, 0, 0, 0, 0]), ("gru", [0, 0, 2, 2, 0, 0])],
+)
+def test_a_recurrent_layer_starts_by_keeping_what_it_has_met(
+    kind: Literal["lstm", "gru"], expected: list[float]
+) -> None:
+    # The gates in the order of torch's own layers: the second is the one that keeps.
+    config = RecurrentModel(kind=kind, width=3, hidden=2, layers=2)
 
     model = build_model(config, vocabulary_size=9, num_labels=2, max_tokens=4, seed=0)
 
-    assert model.state_dict()["layers.0.inputs.bias"].tolist() == [0, 0, 1, 1, 0, 0, 0, 0]
+    assert model.state_dict()["layers.0.inputs.bias"].tolist() == expected
+    assert model.state_dict()["layers.1.inputs.bias"].tolist() == expected
 
 
 # Weights by name

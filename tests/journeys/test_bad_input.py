@@ -147,7 +147,8 @@ def test_a_text_of_10_mb_is_taken_or_refused_in_bounded_time(tmp_path: Path, kin
 
     assert result.exit_code in {0, 2}, result.output
     assert result.exit_code == 0 or "texts.jsonl" in only_line(result.stderr)
-    assert time.monotonic() - started < 30
+    # Guards against growth with the length, not against a slow machine.
+    assert time.monotonic() - started < 300
 
 
 def test_a_text_of_10_mb_is_scrubbed_too(tmp_path: Path) -> None:
@@ -180,7 +181,7 @@ def test_a_text_of_10_mb_is_scrubbed_too(tmp_path: Path) -> None:
         ({"training": {"round": 3}}, ["training.round", "rounds"]),
         ({"privacy": {"delta": 0}}, ["privacy.delta", "> 0"]),
         ({"privacy": {"delta": 1}}, ["privacy.delta", "< 1"]),
-        ({"privacy": {"epsilon": 1e-9}}, ["privacy.epsilon"]),
+        ({"privacy": {"epsilon": 1e-9, "delta": 1e-15}}, ["privacy.epsilon", "fewer steps"]),
         ({"privacy": {"noise_multiplier": 0.01}}, ["privacy.noise_multiplier", "at least"]),
         ({"privacy": "full"}, ["privacy"]),
         ({"model": {"kind": "linaer"}}, ["model", "linear"]),

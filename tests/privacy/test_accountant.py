@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
 from collections.abc import Callable
 
 import pytest
@@ -140,16 +139,6 @@ def test_each_round_costs_a_little_more() -> None:
     spent = [epsilon_of([DpSgdEvent(0.064, 1.0, num)], DELTA) for num in range(1, 61)]
 
     assert all(later > earlier for earlier, later in itertools.pairwise(spent))
-
-
-def test_sixty_rounds_are_accounted_in_under_two_seconds() -> None:
-    epsilon_of([DpSgdEvent(0.05, 2.0, 1)], DELTA)  # loads the libraries
-
-    start = time.process_time()
-    for num_steps in range(1, 61):
-        epsilon_of([DpSgdEvent(0.0641, 1.0, num_steps)], DELTA)
-
-    assert time.process_time() - start < 2
 
 
 def test_a_thousand_sites_with_one_history_cost_one_composition() -> None:

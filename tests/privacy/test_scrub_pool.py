@@ -173,7 +173,8 @@ def test_closing_in_the_middle_of_a_search_returns_at_once() -> None:
 
     pool.close()
 
-    assert time.monotonic() - start < 5
+    # The worker would hang for ever.
+    assert time.monotonic() - start < 60
     with pytest.raises((WorkerError, CancelledError)):
         list(results)
 

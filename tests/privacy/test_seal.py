@@ -124,6 +124,20 @@ def test_a_private_file_is_whole_or_not_there(
     assert mode_of(path) == 0o600
 
 
+def test_a_write_that_is_interrupted_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(handle: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+
+    with pytest.raises(KeyboardInterrupt):
+        write_private(tmp_path / "file", b"scrubbed text")
+
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_sealed_content_opens_with_its_key_and_name() -> None:
     sealed = seal(b"content", key=KEY, name="a")
 

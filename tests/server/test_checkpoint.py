@@ -185,10 +185,11 @@ def test_a_kill_at_any_point_leaves_the_last_whole_round(tmp_path: Path) -> None
         )
         assert writer.stdout is not None
         assert writer.stdout.readline() == "ready\n"
+        first = writer.stdout.readline()
 
         time.sleep(0.05 + 0.037 * attempt)
         os.kill(writer.pid, signal.SIGKILL)
-        told = writer.stdout.read().split()
+        told = (first + writer.stdout.read()).split()
         writer.wait()
         writer.stdout.close()
         loaded = load_checkpoint(tmp_path)
