@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench proto clean
 
 # torch comes first and by itself: it is by far the largest, and a failure should show early.
 $(VENV)/.runtime: $(INPUTS)
@@ -33,6 +33,10 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The generated files are checked in; a test holds that they are current.
+proto: $(VENV)/.dev
+	$(BIN)/python -m grpc_tools.protoc -I .typings --python_out=.typings --grpc_python_out=.typings --pyi_out=.typings discreet/common/link.proto
 
 bench: $(VENV)/.dev
 	$(BIN)/python tests/bench/run.py

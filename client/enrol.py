@@ -128,7 +128,7 @@ def _request(folder: Path, name: str) -> bytes:
 
 
 def _ask(server: str, ca_pem: bytes, secret: str, request: bytes) -> bytes:
-    import grpc  # type: ignore[import-untyped]
+    import grpc
 
     from discreet.common import link_pb2, link_pb2_grpc
 

@@ -27,8 +27,8 @@ def probe(address: str, tls: ServerTls | ClientTls | None, seconds: float = SECO
     Raises:
         UnreachableError: If it does not answer in time, or does not serve.
     """
-    import grpc  # type: ignore[import-untyped]
-    from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
+    import grpc
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
 
     if tls is None:
         opened = grpc.insecure_channel(address)
@@ -38,7 +38,9 @@ def probe(address: str, tls: ServerTls | ClientTls | None, seconds: float = SECO
     with opened as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         try:
-            answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=seconds)
+            answer = stub.Check(  # type: ignore[attr-defined]
+                health_pb2.HealthCheckRequest(), timeout=seconds
+            )
         except grpc.RpcError as error:
             code = error.code().name if isinstance(error, grpc.Call) else "no answer"
             raise UnreachableError(f"{address}: {code}") from None

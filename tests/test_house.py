@@ -30,7 +30,9 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def sources(*rooms: str) -> list[Path]:
-    return sorted(path for room in rooms for path in (ROOT / room).rglob("*.py"))
+    found = (path for room in rooms for path in (ROOT / room).rglob("*.py"))
+    # What protoc makes is as protoc makes it.
+    return sorted(path for path in found if "_pb2" not in path.name)
 
 
 def name_of(path: Path) -> str:
