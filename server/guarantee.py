@@ -47,7 +47,7 @@ def guarantee_of(
         delta=delta,
         planned_epsilon=planned_epsilon,
         statement=_statement(plan, privacy, (spent, delta)),
-        not_protected=(*_NOT_PROTECTED, *_of_this_plan(plan)),
+        not_protected=(*_NOT_PROTECTED, *_of_this_plan(plan), *_of_the_count(sites)),
     )
 
 
@@ -119,6 +119,17 @@ _WITHOUT_PRIVACY = (
     "Any text: without noise, an update can be turned back into passages of it.",
     "Names and numbers that scrubbing missed. It finds most and never all.",
 )
+
+
+def _of_the_count(sites: Sequence[SiteSummary]) -> tuple[str, ...]:
+    """What a server that sees no ledgers must add."""
+    if all(site.ceiling is not None for site in sites):
+        return ()
+    return (
+        "More than this run, as the server counts it: a site that was killed in the middle of a "
+        "round may have paid for that round again, and for other runs. Its own ledger has what it "
+        "has spent, and refuses to pass its ceiling; this report does not see it.",
+    )
 
 
 def _of_this_plan(plan: Plan) -> tuple[str, ...]:

@@ -132,3 +132,13 @@ def test_epsilon_is_rounded_up(epsilon: float, shown: float) -> None:
 
 def test_versions_name_the_libraries_that_matter() -> None:
     assert {"python", "discreet", "torch", "opacus", "dp-accounting"} <= library_versions().keys()
+
+
+def test_a_server_that_sees_no_ledger_says_that_ledgers_may_have_spent_more() -> None:
+    plan = plan_of()
+    budgets = {name: SiteBudget(0.0, 1.0, 1e-5) for name in state_of(plan).sites}
+    seen = summarise(plan, state_of(plan), budgets=budgets)
+    unseen = summarise(plan, state_of(plan))
+
+    assert any("as the server counts it" in item for item in unseen.guarantee.not_protected)
+    assert not any("as the server counts it" in item for item in seen.guarantee.not_protected)
