@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -25,13 +26,18 @@ from discreet.client.link_worker import AgentEvent, AgentEventKind
 from discreet.client.prepare import PreparedTexts, is_prepared, prepare
 from discreet.client.runtime import SiteRuntime
 from discreet.client.source import corpus_source
-from discreet.common.errors import ConfigError
+from discreet.common.errors import ConfigError, UnreachableError
 from discreet.common.site import Site
 from discreet.common.tls import SITE_CERTIFICATE, ClientTls, load_client_tls
 from discreet.deploy.endpoint import check_plain, enrol_address
 from discreet.deploy.progress import Progress
 
 _log = logging.getLogger(__name__)
+
+ENROL_SECONDS = 60
+"""How long a client tries to reach the server that it is to enrol at."""
+
+_PAUSE_SECONDS = 1.0
 
 _WORDS = {
     AgentEventKind.SENT: "answered",
@@ -127,9 +133,25 @@ def _tls(site: Site, server: str, options: AttendOptions) -> ClientTls | None:
         return None
     if options.token is not None and not (site.certs / SITE_CERTIFICATE).exists():
         where = enrol_address(server)
-        path = enrol(site.certs, site.name, server=where, token=options.token)
+        path = _enrol(site.certs, site.name, where, options.token)
         _log.info("enrolled at %s: %s", where, path)
     return load_client_tls(site.certs, site.name)
+
+
+def _enrol(folder: Path, name: str, where: str, token: str) -> Path:
+    """Enrol, and give a server that was started at the same time the time to come up."""
+    until = time.monotonic() + ENROL_SECONDS
+    is_told = False
+    while True:
+        try:
+            return enrol(folder, name, server=where, token=token)
+        except UnreachableError:
+            if time.monotonic() >= until:
+                raise
+        if not is_told:
+            _log.info("no server answers at %s yet: trying for %d s", where, ENROL_SECONDS)
+            is_told = True
+        time.sleep(_PAUSE_SECONDS)
 
 
 def _prepare(site: Site, progress: Progress) -> PreparedTexts:

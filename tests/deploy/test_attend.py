@@ -10,7 +10,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from discreet.common.config import load_site
-from discreet.common.errors import ConfigError
+from discreet.common.errors import ConfigError, UnreachableError
+from discreet.deploy import attend as attend_module
 from discreet.deploy.attend import AttendOptions, _locked, _prepare, attend
 from discreet.deploy.cli import cli
 from discreet.deploy.progress import JsonProgress, QuietProgress
@@ -146,3 +147,33 @@ def test_it_dials_for_ever_until_it_is_told_to_stop(
     agents[0].stop()
     thread.join(20.0)
     assert not thread.is_alive()
+
+
+def test_a_server_that_comes_up_a_moment_later_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = iter([UnreachableError("not yet"), UnreachableError("not yet"), tmp_path])
+
+    def enrol(folder: Path, name: str, *, server: str, token: str) -> Path:
+        answer = next(answers)
+        if isinstance(answer, UnreachableError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(attend_module, "enrol", enrol)
+    monkeypatch.setattr(attend_module, "_PAUSE_SECONDS", 0.0)
+
+    assert attend_module._enrol(tmp_path, "north", "127.0.0.1:1", "a token") == tmp_path
+
+
+def test_a_server_that_never_comes_up_is_told_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def enrol(folder: Path, name: str, *, server: str, token: str) -> Path:
+        raise UnreachableError("nobody")
+
+    monkeypatch.setattr(attend_module, "enrol", enrol)
+    monkeypatch.setattr(attend_module, "ENROL_SECONDS", 0)
+
+    with pytest.raises(UnreachableError, match="nobody"):
+        attend_module._enrol(tmp_path, "north", "127.0.0.1:1", "a token")
