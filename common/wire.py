@@ -95,7 +95,9 @@ def tensors_sha256(record: ArrayRecord) -> str:
 
 def num_bytes(content: RecordDict) -> int:
     """Bytes of all tensors in a message: what the network has to carry."""
-    records = content.array_records.values()
+    # Not `content.array_records`: that view holds the message in a cycle of references, and it
+    # would stay in memory until the garbage collector happens to run.
+    records = (record for record in content.values() if isinstance(record, ArrayRecord))
     return sum(len(array.data) for record in records for array in record.values())
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import aggregation
+import link
 import orjson
 import rooms
 import simulation
@@ -19,6 +20,7 @@ AREAS = {
     "simulation": simulation.figures,
     "aggregation": aggregation.figures,
     "rooms": rooms.figures,
+    "link": link.figures,
 }
 
 

@@ -1,6 +1,8 @@
 """What crosses the wire arrives as it was sent, or is refused."""
 
+import gc
 import os
+import weakref
 
 import pytest
 import torch
@@ -247,3 +249,17 @@ def test_packed_arrays_unpack_to_the_same_bytes(shape: tuple[int, ...], dtype: t
 def test_what_was_not_packed_is_refused(content: bytes) -> None:
     with pytest.raises(DataError, match="damaged"):
         unpack_arrays(content)
+
+
+def test_a_message_that_was_counted_and_read_is_freed_at_once() -> None:
+    content = reply_content(encode_update(update(), dtype="float32"))
+    arrays = weakref.ref(content["update"])
+    gc.disable()
+    try:
+        num_bytes(content)
+        read_reply(content)
+        del content
+
+        assert arrays() is None
+    finally:
+        gc.enable()
