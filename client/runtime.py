@@ -141,9 +141,10 @@ def encode_texts(prepared: PreparedTexts, plan: Plan) -> Examples:
     number = {label: i for i, label in enumerate(plan.task.labels)}
     labels = [number.get(label or "", -1) for label in prepared.labels]
     if -1 in labels:
+        # How many there are is the site's own affair, and this ends in its log.
         raise DataError(
-            f"task.labels has {len(number)} labels, but {labels.count(-1)} of the site's "
-            f"{len(labels)} texts have another label or none: complete task.labels"
+            f"task.labels: must hold the label of every text of the site, got {len(number)} labels "
+            "and a text with another or none: complete task.labels, or mend the site's labels"
         )
     return load_tokenizer(plan).encode(prepared.texts, labels)
 

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 EMBEDDED_PATH = Path(__file__).parent / "data" / "tokenizer.json"
 """The tokenizer shipped with the program."""
 
+MAX_FILE_BYTES = 64 << 20
+"""A larger file is no tokenizer; those of today's largest vocabularies take 20 MiB."""
+
 PADDING = 0
 """Token that fills rows up; models go by `lengths` and never look at it."""
 
@@ -104,6 +107,13 @@ class Tokenizer:
                 `tokens.sha256`.
         """
         path = config.path or EMBEDDED_PATH
+        # A site reads the path that a server's plan names: a device would never end.
+        is_odd = path.exists() and not (path.is_file() or path.is_dir())
+        if is_odd or (path.is_file() and path.stat().st_size > MAX_FILE_BYTES):
+            raise DataError(
+                f"tokens.path: must be a file of at most {MAX_FILE_BYTES >> 20} MiB, got {path}, "
+                "which is larger or no file: correct the path"
+            )
         try:
             content = path.read_bytes()
         except OSError as error:

@@ -193,7 +193,8 @@ def test_a_label_that_the_plan_has_not_is_refused_before_anything_is_debited(
 
     assert runtime.answer(task_of(plan_of())) == RefusalCode.DATA
     assert runtime.ledger.entries() == []
-    assert "1 of the site's 13 texts" in caplog.text
+    assert "task.labels: must hold the label of every text" in caplog.text
+    assert "13" not in caplog.messages[-1]
     assert CANARY not in caplog.text
 
 
@@ -337,6 +338,17 @@ def test_labels_are_numbered_as_the_plan_lists_them() -> None:
     rows = [RawText("b", "spam", None, 0), RawText("a", "ham", None, 1)]
 
     assert encode_texts(prepared(rows), plan_of()).labels.tolist() == [1, 0]
+
+
+def test_how_many_texts_lack_a_label_is_told_to_nobody(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [RawText(f"text {n}", "other", None, n) for n in range(137)]
+    runtime = runtime_of(site_of(tmp_path), rows)
+
+    assert runtime.answer(task_of(plan_of())) == RefusalCode.DATA
+    assert "task.labels" in caplog.text
+    assert "137" not in caplog.text
 
 
 def test_the_ledger_lies_in_the_sites_folder_under_its_name(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from discreet.common.errors import DataError
 from discreet.common.plan import TokensConfig
-from discreet.common.tokens import EMBEDDED_PATH, Examples, Tokenizer
+from discreet.common.tokens import EMBEDDED_PATH, MAX_FILE_BYTES, Examples, Tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -257,6 +257,16 @@ def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:
 
     with pytest.raises(DataError, match=re.escape("tokens.path: must be a tokenizer.json that")):
         Tokenizer.load(TokensConfig(path=path))
+
+
+def test_a_device_and_a_file_without_bounds_are_refused_unread(tmp_path: Path) -> None:
+    large = tmp_path / "tokenizer.json"
+    with large.open("wb") as file:
+        file.truncate(MAX_FILE_BYTES + 1)
+
+    for path in (Path("/dev/zero"), large):
+        with pytest.raises(DataError, match=r"tokens.path: must be a file of at most 64 MiB"):
+            Tokenizer.load(TokensConfig(path=path))
 
 
 def test_a_folder_is_refused(tmp_path: Path) -> None:
